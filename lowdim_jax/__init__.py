@@ -1,0 +1,75 @@
+"""Low-rank learning dynamics of deep linear networks, in JAX.
+
+A network is a tuple of weight matrices, input to output. Build a problem (`factorization`), a network
+(`orthogonal`, or `compress` for a narrow one), train it (`gradient_descent`, `gradient_flow`), and
+compare with the closed forms of `theory`. The mathematics is in docs/theory.md.
+"""
+
+from lowdim_jax import spectra, theory
+from lowdim_jax.compression import compress, estimate_rank, surrogate
+from lowdim_jax.descent import DescentState, gradient_descent
+from lowdim_jax.factorization import Factorization, factorization
+from lowdim_jax.initialization import (
+    from_singular_vectors,
+    gaussian,
+    identity,
+    orthogonal,
+    spectral,
+    uniform,
+)
+from lowdim_jax.linalg import LowRank, low_rank
+from lowdim_jax.networks import (
+    Weights,
+    activations,
+    compressed_widths,
+    count_parameters,
+    end_to_end,
+    end_to_end_factors,
+    forward,
+    full_widths,
+    parameter_count,
+    roles,
+    validate,
+    widths,
+)
+from lowdim_jax.optimizers import SGD, by_role
+from lowdim_jax.targets import random_target, separated_target
+from lowdim_jax.trajectory import Status, Trajectory
+
+__all__ = [
+    "SGD",
+    "DescentState",
+    "Factorization",
+    "LowRank",
+    "Status",
+    "Trajectory",
+    "Weights",
+    "activations",
+    "by_role",
+    "compress",
+    "compressed_widths",
+    "count_parameters",
+    "end_to_end",
+    "end_to_end_factors",
+    "estimate_rank",
+    "factorization",
+    "forward",
+    "from_singular_vectors",
+    "full_widths",
+    "gaussian",
+    "gradient_descent",
+    "identity",
+    "low_rank",
+    "orthogonal",
+    "parameter_count",
+    "random_target",
+    "roles",
+    "separated_target",
+    "spectra",
+    "spectral",
+    "surrogate",
+    "theory",
+    "uniform",
+    "validate",
+    "widths",
+]

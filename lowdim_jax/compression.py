@@ -1,0 +1,95 @@
+"""Compressed networks: from a loss of a matrix to a narrow network that learns the same thing."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowdim_jax.initialization import spectral
+from lowdim_jax.linalg import LowRank, svd
+from lowdim_jax.networks import Weights
+
+
+class Problem(Protocol):
+    """What `compress` needs of a problem."""
+
+    def surrogate(self) -> jax.Array | LowRank:
+        """Negative gradient of the loss at the zero matrix, up to a positive factor."""
+        ...
+
+
+def compress(
+    problem: Problem | jax.Array | LowRank, /, *, depth: int, scale, rank: int | None = None
+) -> Weights:
+    """Compressed network of a problem, spectrally initialized (docs/theory.md 1.2, 1.3).
+
+    Parameters
+    ----------
+    problem
+        Anything with a `surrogate()`, or the surrogate matrix itself.
+    depth
+        Number of layers `L ≥ 2`.
+    scale
+        `ε`, positive.
+    rank
+        `r̂`, width of every hidden layer; by default twice the estimated rank of the surrogate, the
+        paper's choice, capped by the matrix's smaller side. The default needs concrete values.
+
+    Returns
+    -------
+    Weights `(ε V̂ᵀ, ε I, …, ε I, ε Û)`.
+
+    Raises
+    ------
+    ValueError
+        If `rank`, `depth` or `scale` is out of range.
+    """
+    matrix = problem if isinstance(problem, jax.Array | LowRank) else problem.surrogate()
+    if rank is None:
+        rank = min(2 * estimate_rank(matrix), *matrix.shape)
+    return spectral(matrix, rank=rank, depth=depth, scale=scale)
+
+
+def surrogate(
+    matrix_loss: Callable[[jax.Array], jax.Array], shape: tuple[int, int], /, *, dtype=None
+) -> Float[Array, "d_out d_in"]:
+    """Surrogate matrix `−∇ℓ(0)` of any differentiable loss of a matrix (docs/theory.md 1.3).
+
+    Its leading singular vectors initialize a compressed network for that loss. For factorization it
+    is the target, for sensing `Σ y_i A_i`, for completion the observed entries filled with zeros.
+    """
+    return -jax.grad(matrix_loss)(jnp.zeros(shape, dtype))
+
+
+def estimate_rank(
+    matrix: jax.Array | LowRank, /, *, energy: float | None = None, rtol: float | None = None
+) -> int:
+    """Number of components a matrix has, by one of two stated rules.
+
+    Parameters
+    ----------
+    matrix
+        Concrete, dense or `LowRank`.
+    energy
+        If given: the smallest `k` whose leading components hold this fraction of `Σ σ_i²`.
+    rtol
+        Otherwise: the number of `σ_i > rtol · σ_1`. By default `max(d_out, d_in)` times the rounding
+        unit, the numerical rank.
+
+    Raises
+    ------
+    ValueError
+        If both rules are given, or `energy` is not in `(0, 1]`.
+    """
+    sigma = svd(matrix).singular_values
+    if energy is None:
+        rtol = max(matrix.shape) * float(jnp.finfo(sigma.dtype).eps) if rtol is None else rtol
+        return max(1, int(jnp.sum(sigma > rtol * sigma[0])))
+    if rtol is not None:
+        raise ValueError(f"energy={energy} and rtol={rtol} are two rules: give one of them")
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}, expected a fraction in (0, 1]")
+    held = jnp.cumsum(sigma**2) / jnp.sum(sigma**2)
+    return min(int(jnp.sum(held < energy)) + 1, len(sigma))

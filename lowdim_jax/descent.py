@@ -1,0 +1,231 @@
+"""Gradient descent with any optimizer, as one compiled loop that records as it goes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lowdim_jax.optimizers import SGD
+from lowdim_jax.trajectory import Status, Trajectory, trim
+
+
+class DescentState(NamedTuple):
+    """Everything the next step depends on; a pytree that can be saved and resumed from."""
+
+    step: jax.Array
+    weights: Any
+    optimizer_state: Any
+    loss: jax.Array
+    gradient: Any
+
+
+class _History(NamedTuple):
+    count: jax.Array
+    t: jax.Array
+    losses: jax.Array
+    observed: Any
+
+
+def gradient_descent(
+    loss: Callable,
+    weights: Any,
+    optimizer: SGD | optax.GradientTransformation,
+    /,
+    *,
+    steps: int,
+    record_every: int = 1,
+    observe: Callable | None = None,
+    tolerance: float | None = None,
+    progress: Callable[[DescentState], object] | None = None,
+    progress_every: int | None = None,
+    throw: bool = False,
+) -> Trajectory:
+    """Train `weights` for `steps` steps of `W ← W − η ∇ℓ(W)`, recording every `record_every`.
+
+    Composes with `jit` and `vmap`: the loop is compiled once for each structure and shape, whatever
+    the values of weights, target, `η` and `α` (those of `SGD`; an optax optimizer is compiled once an
+    object).
+
+    Parameters
+    ----------
+    loss
+        Function of the weights, for example `problem.loss`. The arrays of the problem it is bound to
+        are traced, not compiled in.
+    weights
+        Pytree of initial weights; a tuple of matrices for a deep linear network.
+    optimizer
+        `SGD(η, alpha=α, …)`, or any optax optimizer (`by_role` for discrepant rates of one).
+    steps, record_every
+        Number of steps, and steps between records. Records are at steps `0, k, 2k, …` and at the
+        last one.
+    observe
+        Function of the weights whose result (any pytree of arrays) is recorded with the loss;
+        `lambda weights: weights` records the weights themselves.
+    tolerance
+        Stop at the first record whose loss is at most this.
+    progress
+        Called with a `DescentState` every `progress_every` steps (by default a hundredth of the run,
+        rounded up to a record). Not under `jit` or `vmap`.
+    throw
+        Raise `RuntimeError` where the run diverges, instead of only saying so in the status.
+
+    Returns
+    -------
+    `Trajectory` with step numbers in `t`. `status` is `DIVERGED` from the first step whose loss is
+    not finite.
+
+    Raises
+    ------
+    ValueError
+        If `steps` is negative, or `record_every` or `progress_every` is below one.
+
+    Notes
+    -----
+    Step `k` approximates gradient flow at time `η k` to first order in `η` (docs/theory.md 4.4).
+    Forward-mode differentiation goes through the loop; reverse mode does not.
+    """
+    for name, value, least in (
+        ("steps", steps, 0),
+        ("record_every", record_every, 1),
+        ("progress_every", progress_every, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}, expected at least {least}")
+    optimizer = optimizer if isinstance(optimizer, SGD) else _Static(optimizer)
+    tolerance = -jnp.inf if tolerance is None else tolerance
+    settings = (as_pytree(loss), optimizer, None if observe is None else as_pytree(observe))
+
+    state, history = _start(*settings, weights, records=-(-steps // record_every) + 1)
+    if progress is None:
+        chunk = max(steps, 1)
+    else:
+        chunk = record_every * max(1, -(-(progress_every or steps // 100) // record_every))
+    for end in range(chunk, steps + chunk, chunk):
+        state, history = _advance(
+            *settings, state, history, min(end, steps), record_every, tolerance
+        )
+        if progress is not None:
+            progress(state)
+            if state.step < min(end, steps) or state.loss <= tolerance:
+                break
+    finite = jnp.isfinite(state.loss)
+    status = jnp.where(
+        finite,
+        jnp.where(state.loss <= tolerance, Status.REACHED_TOLERANCE, Status.COMPLETED),
+        Status.DIVERGED,
+    )
+    trajectory = Trajectory(
+        t=history.t,
+        losses=history.losses,
+        observed=history.observed,
+        weights=state.weights,
+        status=status,
+        count=history.count,
+        steps=state.step,
+    )
+    trajectory = _with_stability_hint(trim(trajectory), loss, optimizer)
+    return trajectory.raise_if_failed() if throw else trajectory
+
+
+@partial(jax.jit, static_argnames="records")
+def _start(loss, optimizer, observe, weights, *, records: int):
+    value, gradient = jax.value_and_grad(loss)(weights)
+    state = DescentState(
+        jnp.zeros((), jnp.int32), weights, optimizer.init(weights), value, gradient
+    )
+    shapes = jax.eval_shape(lambda: _row(observe, state))
+    blank = jax.tree.map(
+        lambda leaf: jnp.full((records, *leaf.shape), _blank(leaf.dtype), leaf.dtype), shapes
+    )
+    return state, _record(observe, state, _History(jnp.zeros((), jnp.int32), *blank))
+
+
+@jax.jit
+def _advance(loss, optimizer, observe, state, history, end, record_every, tolerance):
+    """Run up to step `end`, recording every `record_every` steps; stop early where it should."""
+    value_and_grad = jax.value_and_grad(loss)
+
+    def step(state):
+        updates, optimizer_state = optimizer.update(
+            state.gradient, state.optimizer_state, state.weights
+        )
+        weights = optax.apply_updates(state.weights, updates)
+        value, gradient = value_and_grad(weights)
+        return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
+
+    def steps_to_next_record(carry):
+        state, history = carry
+        goal = jnp.minimum(state.step + record_every, end)
+        state = jax.lax.while_loop(
+            lambda state: (state.step < goal) & jnp.isfinite(state.loss), step, state
+        )
+        return state, _record(observe, state, history)
+
+    def unfinished(carry):
+        state, _ = carry
+        return (state.step < end) & jnp.isfinite(state.loss) & (state.loss > tolerance)
+
+    return jax.lax.while_loop(unfinished, steps_to_next_record, (state, history))
+
+
+def _row(observe, state: DescentState):
+    observed = () if observe is None else observe(state.weights)
+    return state.step, state.loss, jax.tree.map(jnp.asarray, observed)
+
+
+def _record(observe, state: DescentState, history: _History) -> _History:
+    count, *columns = history
+    rows = _row(observe, state)
+    columns = jax.tree.map(lambda column, row: column.at[count].set(row), tuple(columns), rows)
+    return _History(count + 1, *columns)
+
+
+def _blank(dtype):
+    return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
+
+
+def as_pytree(function: Callable) -> Callable:
+    """A callable as a pytree: a method of a problem keeps the problem's arrays as leaves."""
+    owner = getattr(function, "__self__", None)
+    if owner is not None and not jax.tree_util.all_leaves([owner]):
+        return jax.tree_util.Partial(function.__func__, owner)
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+    return jax.tree_util.Partial(function)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("value",))
+class _Static:
+    """An optax optimizer as a pytree without leaves, told apart by identity."""
+
+    def __init__(self, value: optax.GradientTransformation):
+        self.value = value
+
+    @property
+    def init(self):
+        return self.value.init
+
+    @property
+    def update(self):
+        return self.value.update
+
+
+def _with_stability_hint(trajectory: Trajectory, loss, optimizer) -> Trajectory:
+    """Add to a concrete run that diverged the learning rate its problem says would be stable."""
+    problem = getattr(loss, "__self__", None)
+    concrete = not isinstance(trajectory.status, jax.core.Tracer)
+    if not (concrete and hasattr(problem, "stable_learning_rate") and isinstance(optimizer, SGD)):
+        return trajectory
+    if trajectory.status != Status.DIVERGED:
+        return trajectory
+    depth = len(trajectory.weights)
+    edge = problem.stable_learning_rate(depth=depth, alpha=optimizer.alpha)
+    return replace(
+        trajectory,
+        hint=f"the learning rate is {float(optimizer.learning_rate):g}, and gradient descent is "
+        f"stable below {float(edge):g} here",
+    )

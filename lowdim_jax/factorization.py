@@ -1,0 +1,99 @@
+"""Deep matrix factorization: the loss `½‖W_L ⋯ W_1 − Φ‖_F²` of a known target `Φ`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowdim_jax.linalg import LowRank, check_finite, frobenius_norm, low_rank, svd
+from lowdim_jax.networks import end_to_end, end_to_end_factors, widths
+from lowdim_jax.theory import edge_of_stability
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factorization:
+    """Matrix factorization problem; build it with `factorization`.
+
+    With a `LowRank` target and a network with a hidden layer, neither the loss nor its gradient
+    forms an array of the target's shape: cost and memory are `O((d_out + d_in) r̂)` each.
+    """
+
+    target: Float[Array, "d_out d_in"] | LowRank
+
+    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """`½‖W − Φ‖_F²`: a sum over entries, not a mean (docs/theory.md, notation)."""
+        return _squared_error(self.target, weights) / 2
+
+    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`."""
+        return jnp.sqrt(_squared_error(self.target, weights)) / frobenius_norm(self.target)
+
+    def surrogate(self) -> Float[Array, "d_out d_in"] | LowRank:
+        """`−∇ℓ(0) = Φ`: the target is its own surrogate (docs/theory.md 1.3)."""
+        return self.target
+
+    def singular_values(self) -> Float[Array, " r"]:
+        """Singular values `σ*_i` of the target, descending."""
+        return svd(self.target).singular_values
+
+    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
+        """Largest `η` at which gradient descent converges (docs/theory.md 5.1, 5.2)."""
+        return edge_of_stability(self.singular_values()[0], depth=depth, alpha=alpha)
+
+
+def factorization(target, /) -> Factorization:
+    """Matrix factorization problem for a dense or a factored target.
+
+    Parameters
+    ----------
+    target
+        Array of shape `(d_out, d_in)`; or a `LowRank`; or a tuple `(U, s, V)` of shapes
+        `(d_out, r), (r,), (d_in, r)` for `Φ = U diag(s) Vᵀ`, whose columns need not be orthonormal.
+
+    Raises
+    ------
+    ValueError
+        If the target is not a matrix, is empty, zero, or has entries that are not finite.
+    """
+    if isinstance(target, tuple) and len(target) == 3:
+        target = low_rank(*target)
+    if not isinstance(target, LowRank):
+        target = jnp.asarray(target)
+        if not jnp.issubdtype(target.dtype, jnp.floating):
+            target = target.astype(jnp.zeros(()).dtype)
+        if target.ndim != 2 or target.size == 0:
+            raise ValueError(f"target has shape {target.shape}, expected a non-empty matrix")
+        check_finite("target", target)
+    norm = frobenius_norm(target)
+    if not isinstance(norm, jax.core.Tracer) and norm == 0:
+        raise ValueError("target is zero: there is no component to learn")
+    return Factorization(target)
+
+
+def _squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array]) -> jax.Array:
+    d_in, *hidden, d_out = widths(weights)
+    if (d_out, d_in) != target.shape:
+        raise ValueError(
+            f"the network maps {d_in} inputs to {d_out} outputs, "
+            f"but the target has shape {target.shape}"
+        )
+    if not isinstance(target, LowRank):
+        return jnp.sum((end_to_end(weights) - target) ** 2)
+    if not hidden:
+        return jnp.sum((weights[0] - target.dense()) ** 2)
+    # Split W = A B along the target's singular spaces. The three parts are orthogonal, and each is
+    # a difference of small things: expanding ‖W‖² − 2⟨W, Φ⟩ + ‖Φ‖² would lose half the digits.
+    a, b = end_to_end_factors(weights)
+    a_in = target.left.T @ a
+    b_in = b @ target.right
+    a_out = a - target.left @ a_in
+    b_out = b - b_in @ target.right.T
+    core = a_in @ b_in - jnp.diag(target.singular_values)
+    return (
+        jnp.sum(core**2)
+        + jnp.sum((a_in @ b_out) ** 2)
+        + jnp.sum((a_out.T @ a_out) * (b @ b.T))
+    )

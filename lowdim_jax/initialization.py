@@ -1,0 +1,131 @@
+"""Initial weights of one scale `ε`, as tuples of matrices.
+
+Orthogonal, Gaussian and uniform initializations of the same `scale` have the same (expected)
+Frobenius norm per layer, `ε √min(d_l, d_{l−1})`, so that they can be compared.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowdim_jax.linalg import LowRank, extend_orthonormal, svd
+from lowdim_jax.networks import Weights, compressed_widths
+
+
+def orthogonal(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
+    """Haar-random (semi-)orthogonal layers times `scale`: `W_l = ε Q_l`.
+
+    Parameters
+    ----------
+    key
+        Random key.
+    widths
+        `(d_0, …, d_L)`, input to output. A rectangular layer has orthonormal rows or columns,
+        whichever are fewer, so all its singular values are `ε`.
+    scale
+        `ε`, positive.
+    dtype
+        Of the weights; JAX's default float if left out.
+    """
+    return _per_layer(key, widths, scale, dtype, jax.nn.initializers.orthogonal())
+
+
+def gaussian(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
+    """Independent `N(0, ε² / max(d_l, d_{l−1}))` entries: the orthogonal layer's expected norm."""
+
+    def draw(key, shape, dtype):
+        return jax.random.normal(key, shape, dtype) / max(shape) ** 0.5
+
+    return _per_layer(key, widths, scale, dtype, draw)
+
+
+def uniform(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
+    """Independent uniform entries of variance `ε² / max(d_l, d_{l−1})`, mean zero."""
+
+    def draw(key, shape, dtype):
+        bound = (3 / max(shape)) ** 0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return _per_layer(key, widths, scale, dtype, draw)
+
+
+def identity(widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
+    """`W_l = ε I`, with a rectangular identity for rectangular layers."""
+    return _per_layer(
+        jax.random.key(0), widths, scale, dtype, lambda _, shape, dtype: jnp.eye(*shape, dtype=dtype)
+    )
+
+
+def spectral(
+    surrogate: Float[Array, "d_out d_in"] | LowRank, /, *, rank: int, depth: int, scale
+) -> Weights:
+    """Spectral initialization of a compressed network (docs/theory.md 1.3).
+
+    `W_1 = ε V̂ᵀ`, `W_l = ε I` between, `W_L = ε Û`, with `Û, V̂` the leading `rank` singular vectors
+    of the surrogate matrix.
+
+    Parameters
+    ----------
+    surrogate
+        `−∇ℓ(0)`, the negative gradient of the loss at the zero matrix, up to a positive factor;
+        for matrix factorization the target itself. Dense or `LowRank`; where it has fewer than
+        `rank` components the rest are random directions orthogonal to them.
+    rank
+        `r̂`, the width of every hidden layer.
+    depth
+        Number of layers `L ≥ 2`.
+    scale
+        `ε`, positive.
+
+    Returns
+    -------
+    Weights of shapes `(r̂, d_in), (r̂, r̂), …, (d_out, r̂)`.
+
+    Raises
+    ------
+    ValueError
+        If `rank`, `depth` or `scale` is out of range.
+    """
+    d_out, d_in = surrogate.shape
+    compressed_widths(d_out, d_in, depth=depth, rank=rank)
+    parts = svd(surrogate)
+    key_left, key_right = jax.random.split(jax.random.key(0))
+    return from_singular_vectors(
+        extend_orthonormal(parts.left, rank, key=key_left),
+        extend_orthonormal(parts.right, rank, key=key_right),
+        depth=depth,
+        scale=scale,
+    )
+
+
+def from_singular_vectors(
+    left: Float[Array, "d_out rank"], right: Float[Array, "d_in rank"], /, *, depth: int, scale
+) -> Weights:
+    """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` from given orthonormal columns `Û, V̂`."""
+    check_scale(scale)
+    rank = left.shape[1]
+    compressed_widths(len(left), len(right), depth=depth, rank=rank)
+    scale = jnp.asarray(scale, left.dtype)
+    middle = (scale * jnp.eye(rank, dtype=left.dtype),) * (depth - 2)
+    return (scale * right.T, *middle, scale * left)
+
+
+def check_scale(scale) -> None:
+    """Raise `ValueError` unless a concrete `scale` is positive and finite (traced ones pass)."""
+    if not isinstance(scale, jax.core.Tracer) and not bool(
+        jnp.all((jnp.asarray(scale) > 0) & jnp.isfinite(jnp.asarray(scale)))
+    ):
+        raise ValueError(f"scale={scale}, expected a positive finite initialization scale ε")
+
+
+def _per_layer(key, widths, scale, dtype, draw: Callable) -> Weights:
+    check_scale(scale)
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"widths={tuple(widths)}, expected at least two positive widths d_0 … d_L")
+    dtype = jnp.zeros((), dtype).dtype  # JAX's default float where dtype is None
+    shapes = zip(widths[1:], widths, strict=False)
+    keys = jax.random.split(key, len(widths) - 1)
+    scale = jnp.asarray(scale, dtype)
+    return tuple(scale * draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=False))

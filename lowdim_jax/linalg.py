@@ -1,0 +1,142 @@
+"""Matrices kept as factors, and thin decompositions that never form the full matrix."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix `Σ_i s_i u_i v_iᵀ` as its thin singular value decomposition.
+
+    Build it with `low_rank`, which makes the columns orthonormal and orders `s`.
+
+    Attributes
+    ----------
+    left
+        `(d_out, r)`, orthonormal columns `u_i`.
+    singular_values
+        `(r,)`, descending, non-negative.
+    right
+        `(d_in, r)`, orthonormal columns `v_i`.
+    """
+
+    left: Float[Array, "d_out r"]
+    singular_values: Float[Array, " r"]
+    right: Float[Array, "d_in r"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape `(d_out, d_in)` of the matrix it stands for."""
+        return self.left.shape[0], self.right.shape[0]
+
+    @property
+    def dtype(self):
+        """Data type of the entries."""
+        return self.left.dtype
+
+    def dense(self) -> Float[Array, "d_out d_in"]:
+        """The matrix itself: forms `d_out · d_in` entries."""
+        return (self.left * self.singular_values[None, :]) @ self.right.T
+
+    def truncate(self, rank: int) -> "LowRank":
+        """The leading `rank` components."""
+        return LowRank(self.left[:, :rank], self.singular_values[:rank], self.right[:, :rank])
+
+
+def low_rank(
+    left: Float[Array, "d_out r"], core: Float[Array, " r"], right: Float[Array, "d_in r"], /
+) -> LowRank:
+    """The matrix `left · diag(core) · rightᵀ` as a `LowRank`; the factors may be any thin ones.
+
+    Costs `O((d_out + d_in) r²)`; no `d_out × d_in` array is formed.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, `r` exceeds a side, or an entry is not finite.
+    """
+    left, core, right = jnp.asarray(left), jnp.asarray(core), jnp.asarray(right)
+    if left.ndim != 2 or right.ndim != 2 or core.ndim != 1:
+        raise ValueError(
+            f"factors have shapes {left.shape}, {core.shape}, {right.shape}, "
+            "expected (d_out, r), (r,), (d_in, r)"
+        )
+    r = core.shape[0]
+    if not left.shape[1] == right.shape[1] == r or not 1 <= r <= min(len(left), len(right)):
+        raise ValueError(
+            f"factors have shapes {left.shape}, {core.shape}, {right.shape}, "
+            "expected (d_out, r), (r,), (d_in, r) with 1 ≤ r ≤ min(d_out, d_in)"
+        )
+    for name, factor in (("left", left), ("core", core), ("right", right)):
+        check_finite(name, factor)
+    return thin_svd(left * core[None, :], right.T)
+
+
+def thin_svd(a: Float[Array, "d_out k"], b: Float[Array, "k d_in"], /) -> LowRank:
+    """Singular value decomposition of the product `a b` through two thin QR factorizations.
+
+    Costs `O((d_out + d_in) k²)` and returns `min(k, d_out, d_in)` components.
+    """
+    q_left, r_left = jnp.linalg.qr(a)
+    q_right, r_right = jnp.linalg.qr(b.T)
+    u, s, vt = jnp.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return LowRank(q_left @ u, s, q_right @ vt.T)
+
+
+def svd(matrix: jax.Array | LowRank, /) -> LowRank:
+    """Thin singular value decomposition of a dense matrix; a `LowRank` is returned as it is."""
+    if isinstance(matrix, LowRank):
+        return matrix
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return LowRank(u, s, vt.T)
+
+
+def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
+    """The matrix as a plain array."""
+    return matrix.dense() if isinstance(matrix, LowRank) else matrix
+
+
+def frobenius_norm(matrix: jax.Array | LowRank, /) -> jax.Array:
+    """Frobenius norm, from the singular values where those are at hand."""
+    values = matrix.singular_values if isinstance(matrix, LowRank) else matrix
+    return jnp.sqrt(jnp.sum(values**2))
+
+
+def extend_orthonormal(
+    basis: Float[Array, "d k"], count: int, /, key: jax.Array | None = None
+) -> Float[Array, "d n"]:
+    """Extend orthonormal columns to `count` of them by random directions orthogonal to the rest.
+
+    Raises
+    ------
+    ValueError
+        If more than `d` columns are asked for.
+    """
+    d, k = basis.shape
+    if count > d:
+        raise ValueError(f"count={count}, expected at most d={d} orthonormal columns")
+    if count <= k:
+        return basis[:, :count]
+    key = jax.random.key(0) if key is None else key
+    new = jax.random.normal(key, (d, count - k), basis.dtype)
+    for _ in range(2):  # once leaves rounding of size cond(new), twice is orthogonal to rounding
+        new = new - basis @ (basis.T @ new)
+        new, _ = jnp.linalg.qr(new)
+    return jnp.concatenate([basis, new], axis=1)
+
+
+def check_finite(name: str, array: jax.Array, /) -> None:
+    """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
+    if isinstance(array, jax.core.Tracer):
+        return
+    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    if len(bad):
+        index = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"{name} has {len(bad)} entries that are NaN or infinite, the first at index {index}"
+        )

@@ -1,0 +1,159 @@
+"""Deep linear networks: a network is a tuple of weight matrices, input to output.
+
+`weights = (W_1, …, W_L)` with `W_l` of shape `(d_l, d_{l-1})` stands for the end-to-end matrix
+`W = W_L ⋯ W_1` of shape `(d_L, d_0)`. There is no class around the tuple, so `jax.tree`, optax and
+orbax work on it as it is.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Weights = tuple[Float[Array, "out in"], ...]
+
+
+def validate(weights: Sequence[jax.Array], /) -> None:
+    """Raise `ValueError` unless `weights` is a chain of matrices whose widths match.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer, a layer is not a matrix, or a layer's input width differs from the
+        output width of the layer before it.
+    """
+    if len(weights) == 0:
+        raise ValueError("weights is empty: a network has at least one layer")
+    for number, weight in enumerate(weights, start=1):
+        if jnp.ndim(weight) != 2:
+            raise ValueError(f"layer {number} has shape {jnp.shape(weight)}, expected a matrix")
+    for number, (before, after) in enumerate(zip(weights, weights[1:], strict=False), start=1):
+        if after.shape[1] != before.shape[0]:
+            raise ValueError(
+                f"layer {number + 1} has shape {after.shape} and takes {after.shape[1]} inputs, "
+                f"but layer {number} of shape {before.shape} gives {before.shape[0]} outputs"
+            )
+
+
+def widths(weights: Sequence[jax.Array], /) -> tuple[int, ...]:
+    """Widths `(d_0, …, d_L)` of a network, input to output."""
+    validate(weights)
+    return (weights[0].shape[1], *(weight.shape[0] for weight in weights))
+
+
+def end_to_end(weights: Sequence[jax.Array], /) -> Float[Array, "d_L d_0"]:
+    """End-to-end matrix `W = W_L ⋯ W_1`, multiplied in the cheapest order for its shapes.
+
+    Parameters
+    ----------
+    weights
+        `L` matrices, `W_l` of shape `(d_l, d_{l-1})`.
+
+    Returns
+    -------
+    Array of shape `(d_L, d_0)`.
+    """
+    validate(weights)
+    return jnp.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+
+
+def end_to_end_factors(
+    weights: Sequence[jax.Array], /
+) -> tuple[Float[Array, "d_L k"], Float[Array, "k d_0"]]:
+    """Factors `A, B` of the end-to-end matrix `W = A B`, split at the narrowest hidden layer.
+
+    For a compressed network both are thin and `W` itself is never formed.
+
+    Returns
+    -------
+    `A = W_L ⋯ W_{k+1}` and `B = W_k ⋯ W_1`, with `d_k` the smallest hidden width.
+
+    Raises
+    ------
+    ValueError
+        If the network has one layer: there is no hidden layer to split at.
+    """
+    hidden = widths(weights)[1:-1]
+    if not hidden:
+        raise ValueError("weights has one layer: there is no hidden layer to split at")
+    split = 1 + hidden.index(min(hidden))
+    return end_to_end(weights[split:]), end_to_end(weights[:split])
+
+
+def forward(weights: Sequence[jax.Array], x: Float[Array, "d_0 n"], /) -> Float[Array, "d_L n"]:
+    """Network output `W_L ⋯ W_1 x` for data whose columns are samples (docs/theory.md 3.6)."""
+    return activations(weights, x)[-1]
+
+
+def activations(
+    weights: Sequence[jax.Array], x: Float[Array, "d_0 n"], /
+) -> tuple[Float[Array, "width n"], ...]:
+    """Input and output of every layer, `(x, W_1 x, W_2 W_1 x, …, W x)`: `L + 1` arrays.
+
+    Raises
+    ------
+    ValueError
+        If `x` is not a matrix with `d_0` rows.
+    """
+    d_in = widths(weights)[0]
+    if x.ndim != 2 or x.shape[0] != d_in:
+        raise ValueError(f"x has shape {x.shape}, expected ({d_in}, n): one column a sample")
+    outputs = [x]
+    for weight in weights:
+        outputs.append(weight @ outputs[-1])
+    return tuple(outputs)
+
+
+def roles(weights: Sequence, /) -> tuple[str, ...]:
+    """Role of each layer: `"outer"` for the first and the last, `"middle"` between.
+
+    The outer factors of a compressed network carry the singular vectors, the middle ones the
+    spectrum; discrepant learning rates are set by role (docs/theory.md 1.4).
+    """
+    return tuple(
+        "outer" if index in (0, len(weights) - 1) else "middle" for index in range(len(weights))
+    )
+
+
+def parameter_count(weights: Sequence[jax.Array], /) -> int:
+    """Number of entries of all weights."""
+    return sum(prod(weight.shape) for weight in weights)
+
+
+def full_widths(d_out: int, d_in: int, /, *, depth: int, hidden: int | None = None):
+    """Widths of the original network: every hidden layer `min(d_out, d_in)` wide by default."""
+    check_depth(depth)
+    hidden = min(d_out, d_in) if hidden is None else hidden
+    return (d_in, *(hidden,) * (depth - 1), d_out)
+
+
+def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tuple[int, ...]:
+    """Widths of the compressed network: every hidden layer `rank` wide (docs/theory.md 1.2).
+
+    Its parameter count is `(d_out + d_in) r̂ + (L − 2) r̂²`.
+
+    Raises
+    ------
+    ValueError
+        If `depth < 2` (one matrix has no width to compress), or `rank` is not between 1 and
+        `min(d_out, d_in)`.
+    """
+    check_depth(depth, least=2)
+    if not 1 <= rank <= min(d_out, d_in):
+        raise ValueError(
+            f"rank={rank}, expected 1 ≤ rank ≤ {min(d_out, d_in)} for a {d_out}×{d_in} matrix"
+        )
+    return (d_in, *(rank,) * (depth - 1), d_out)
+
+
+def count_parameters(widths: Sequence[int], /) -> int:
+    """Number of parameters `Σ_l d_l d_{l−1}` of a network of these widths."""
+    return sum(before * after for before, after in zip(widths, widths[1:], strict=False))
+
+
+def check_depth(depth: int, /, *, least: int = 1) -> None:
+    """Raise `ValueError` unless `depth` is an integer of at least `least`."""
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < least:
+        raise ValueError(f"depth={depth!r}, expected an integer of at least {least}")

@@ -1,0 +1,74 @@
+"""Optimizers with discrepant learning rates by role, as pytrees whose rates are traced values."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lowdim_jax.networks import roles
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SGD:
+    """Gradient descent, `η` on the middle layers and `α η` on the first and the last.
+
+    Has the interface of an `optax.GradientTransformation` (`init`, `update`), but its numbers are
+    traced: changing them does not recompile, and `vmap` maps over them. Momentum, Nesterov momentum
+    and weight decay are optax's; these are the optimizers under which the law of parsimony is exact
+    (docs/theory.md 3.2).
+
+    Attributes
+    ----------
+    learning_rate
+        `η`, in units of flow time: one step advances the flow by `η`.
+    alpha
+        `α`, ratio of outer to middle learning rate (docs/theory.md 1.4).
+    momentum
+        Decay `β` of the momentum buffer, or None for none.
+    weight_decay
+        `λ` of the penalty `(λ/2) Σ_l ‖W_l‖_F²`, or None for none.
+    nesterov
+        Whether the momentum is Nesterov's. Static.
+    """
+
+    learning_rate: Any
+    alpha: Any = 1.0
+    momentum: Any = None
+    weight_decay: Any = None
+    nesterov: bool = field(default=False, metadata={"static": True})
+
+    def _direction(self) -> optax.GradientTransformation:
+        parts = [optax.identity()]
+        if self.weight_decay is not None:
+            parts.append(optax.add_decayed_weights(self.weight_decay))
+        if self.momentum is not None:
+            parts.append(optax.trace(self.momentum, nesterov=self.nesterov))
+        return optax.chain(*parts)
+
+    def init(self, weights, /):
+        """Optimizer state: the momentum buffer, if there is one."""
+        return self._direction().init(weights)
+
+    def update(self, gradient, state, weights):
+        """Updates to add to the weights, and the next state."""
+        direction, state = self._direction().update(gradient, state, weights)
+        rate = {"outer": -self.alpha * self.learning_rate, "middle": -self.learning_rate}
+        updates = tuple(
+            jax.tree.map(lambda leaf, role=role: jnp.asarray(rate[role], leaf.dtype) * leaf, layer)
+            for layer, role in zip(direction, roles(weights), strict=True)
+        )
+        return updates, state
+
+
+def by_role(
+    outer: optax.GradientTransformation, middle: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """One optax optimizer for the first and last layers, another for those between.
+
+    For example `by_role(optax.adam(5e-3), optax.adam(1e-3))`: discrepant learning rates for any
+    optimizer.
+    """
+    return optax.partition({"outer": outer, "middle": middle}, roles)

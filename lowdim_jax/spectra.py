@@ -1,0 +1,162 @@
+"""Measurements on matrices and along trajectories: spectra, alignment, fit times, effective rank."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lowdim_jax.linalg import LowRank, svd, thin_svd
+from lowdim_jax.networks import end_to_end, end_to_end_factors, widths
+
+
+class Alignment(NamedTuple):
+    """Leading singular values of a network and how its singular vectors align with a target's.
+
+    Attributes
+    ----------
+    singular_values
+        `(r,)`: `σ_i`, descending.
+    left
+        `(r,)`: `|⟨u_i, u*_i⟩|`.
+    right
+        `(r,)`: `|⟨v_i, v*_i⟩|`.
+    """
+
+    singular_values: Float[Array, "*n r"]
+    left: Float[Array, "*n r"]
+    right: Float[Array, "*n r"]
+
+
+def network_svd(weights: Sequence[jax.Array], /) -> LowRank:
+    """Thin singular value decomposition of the end-to-end matrix.
+
+    Goes through thin QR factorizations where a hidden layer is narrower than the matrix, so that a
+    compressed network's `d_out × d_in` matrix is never formed.
+    """
+    d_in, *hidden, d_out = widths(weights)
+    if hidden and min(hidden) < min(d_out, d_in):
+        return thin_svd(*end_to_end_factors(weights))
+    return svd(end_to_end(weights))
+
+
+def singular_values(weights: Sequence[jax.Array], /, *, rank: int | None = None):
+    """Leading `rank` singular values of the end-to-end matrix, all of them by default."""
+    return network_svd(weights).singular_values[:rank]
+
+
+def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
+    """Singular values `σ_i` and alignments `|⟨u_i, u*_i⟩|, |⟨v_i, v*_i⟩|` with a rank-`r` target.
+
+    Components are matched by order, so this is meaningless where singular values coincide, as they
+    do at an orthogonal initialization (docs/theory.md 6).
+    """
+    parts = network_svd(weights).truncate(len(target.singular_values))
+    return Alignment(
+        parts.singular_values,
+        jnp.abs(jnp.sum(parts.left * target.left, axis=0)),
+        jnp.abs(jnp.sum(parts.right * target.right, axis=0)),
+    )
+
+
+def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"]:
+    """`u*_iᵀ W v*_i`: the target's components in the network.
+
+    Unlike singular values these are accurate in float32 long before a component has risen above the
+    rounding of the largest one (docs/theory.md 6), and they need no matching.
+    """
+    if len(weights) == 1:
+        return jnp.einsum("ir,ij,jr->r", target.left, weights[0], target.right)
+    a, b = end_to_end_factors(weights)
+    return jnp.sum((a.T @ target.left) * (b @ target.right), axis=0)
+
+
+def fitted(
+    measured: Alignment, targets: Float[Array, " r"], /, *, value=0.05, vector=0.05
+) -> Bool[Array, "*n r"]:
+    """Whether component `i` counts as fitted at each record (docs/theory.md 1.6).
+
+    `|σ_i − σ*_i| ≤ c_val σ*_i` and `|⟨u_i, u*_i⟩|, |⟨v_i, v*_i⟩| ≥ 1 − c_vec`.
+
+    Parameters
+    ----------
+    measured
+        `Alignment` whose arrays have any leading axes, for example those of a trajectory.
+    targets
+        `(r,)`: `σ*_i`.
+    value, vector
+        `c_val` and `c_vec`.
+    """
+    targets = _like(targets, measured.singular_values)
+    close = jnp.abs(measured.singular_values - targets) <= value * targets
+    return close & (measured.left >= 1 - vector) & (measured.right >= 1 - vector)
+
+
+def dormant(sigma: Float[Array, "*n r"], targets: Float[Array, " r"], /, *, value=0.05):
+    """Whether component `i` is still dormant at each record, `σ_i ≤ c_val σ*_i`."""
+    return sigma <= value * _like(targets, sigma)
+
+
+def first_time(t: Float[Array, " n"], holds: Bool[Array, "n r"], /) -> Float[Array, " r"]:
+    """First recorded time from which on a condition holds to the end; `inf` where it never does.
+
+    With `holds = fitted(…)` these are the measured fit times `t_i`, to the resolution of the records.
+    """
+    from_here_on = jnp.flip(jnp.cumprod(jnp.flip(holds, axis=0), axis=0), axis=0).astype(bool)
+    ever = from_here_on[-1]
+    return jnp.where(ever, t[jnp.argmax(from_here_on, axis=0)].astype(float), jnp.inf)
+
+
+def crossing_time(t: Float[Array, " n"], values: Float[Array, "n r"], level, /):
+    """Time at which each column of `values` first reaches `level`, interpolated between records.
+
+    Linear interpolation; `inf` where the level is not reached. `level` is a scalar or of shape `(r,)`.
+    """
+    level = jnp.broadcast_to(jnp.asarray(level, values.dtype), values.shape[1:])
+    reached = values >= level[None]
+    after = jnp.maximum(jnp.argmax(reached, axis=0), 1)
+    before = after - 1
+    low = jnp.take_along_axis(values, before[None], axis=0)[0]
+    high = jnp.take_along_axis(values, after[None], axis=0)[0]
+    t = t.astype(values.dtype)
+    gap = jnp.where(high > low, high - low, 1)
+    between = t[before] + (t[after] - t[before]) * jnp.clip((level - low) / gap, 0, 1)
+    between = jnp.where(reached[0], t[0], between)
+    return jnp.where(jnp.any(reached, axis=0), between, jnp.inf)
+
+
+def subspace_angles(a: Float[Array, "d k"], b: Float[Array, "d m"], /) -> Float[Array, " n"]:
+    """Principal angles between the column spaces of two matrices, in radians, descending.
+
+    Accurate for small and for large angles alike: cosines where they are small, sines elsewhere
+    (Björck and Golub 1973; Knyazev and Argentati 2002). Returns `min(k, m)` angles; both matrices
+    must have full column rank.
+    """
+    if a.shape[1] < b.shape[1]:
+        a, b = b, a
+    q_a, _ = jnp.linalg.qr(a)
+    q_b, _ = jnp.linalg.qr(b)
+    overlap = q_a.T @ q_b
+    cosines = jnp.linalg.svd(overlap, compute_uv=False)[::-1]
+    sines = jnp.linalg.svd(q_b - q_a @ overlap, compute_uv=False)
+    from_sine = jnp.arcsin(jnp.clip(sines, 0, 1))
+    from_cosine = jnp.arccos(jnp.clip(cosines, 0, 1))
+    return jnp.where(sines**2 <= 0.5, from_sine, from_cosine)
+
+
+def effective_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
+    """Exponential of the entropy of `σ_i / Σ σ` (Roy and Vetterli 2007): between 1 and `r`."""
+    total = jnp.sum(sigma, axis=-1, keepdims=True)
+    p = sigma / jnp.where(total > 0, total, 1)
+    return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=-1))
+
+
+def stable_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
+    """`Σ σ_i² / σ_1²`: at most the rank, and insensitive to small singular values."""
+    largest = jnp.max(sigma, axis=-1)
+    return jnp.sum(sigma**2, axis=-1) / jnp.where(largest > 0, largest, 1) ** 2
+
+
+def _like(targets: jax.Array, sigma: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(targets, sigma.dtype), sigma.shape)

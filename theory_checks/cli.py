@@ -1,0 +1,144 @@
+"""The `theory-checks` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DEVICES = ("cpu", "gpu", "tpu")
+DTYPES = ("float64", "float32")
+SIZES = ("small", "paper", "large")
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 all hold, 1 some fail, 2 bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except ValueError as error:
+        print(f"theory-checks: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="theory-checks",
+        description="Train on this machine's device and compare with the theory's predictions.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    only = argparse.ArgumentParser(add_help=False)
+    only.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="only checks whose name matches; may be repeated",
+    )
+
+    show = commands.add_parser("list", parents=[only], help="list the checks and their claims")
+    show.set_defaults(command=_list)
+
+    run = commands.add_parser(
+        "run", parents=[only], help="run the checks; writes report.html and report.json"
+    )
+    run.add_argument("--device", choices=DEVICES, help="default: JAX's choice")
+    run.add_argument("--dtype", choices=DTYPES, default="float64")
+    run.add_argument("--size", choices=SIZES, default="small", help="width of synthetic targets")
+    run.add_argument("--seeds", type=_positive, default=3, metavar="N", help="default: 3")
+    run.add_argument(
+        "--target",
+        metavar="FILE",
+        help="your own matrix (.npy, .npz, .csv, .mtx), or 'digits' for scikit-learn's digits",
+    )
+    run.add_argument(
+        "--rank", type=_positive, metavar="R", help="components of the target to keep"
+    )
+    run.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: here")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from theory_checks.registry import select
+
+    table = Table("check", "claim", "docs/theory.md", "controls that must fail", box=None)
+    for check in select(arguments.only):
+        table.add_row(check.name, check.claim, check.source, "; ".join(check.controls))
+    Console().print(table)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _require_writable(arguments.out)
+    if arguments.rank is not None and arguments.target is None:
+        raise ValueError("--rank is the rank kept of --target: give both")
+    _configure_jax(arguments.device, arguments.dtype)
+
+    from theory_checks.registry import select
+    from theory_checks.report import print_table, print_verdict, track, write
+    from theory_checks.runner import environment, run_checks
+    from theory_checks.setting import Setting
+    from theory_checks.targets import load_matrix, prepare
+
+    checks = select(arguments.only)
+    target, note = None, ""
+    if arguments.target is not None:
+        matrix = load_matrix(arguments.target)
+        target, note = prepare(matrix, rank=arguments.rank, dtype=arguments.dtype)
+        checks = tuple(check for check in checks if check.any_target)
+        if not checks:
+            raise ValueError("none of the checks selected applies to --target")
+    setting = Setting(
+        size=arguments.size,
+        dtype=arguments.dtype,
+        seeds=arguments.seeds,
+        target=target,
+        target_note=note,
+    )
+    about = environment(setting)
+    results = []
+    try:
+        for result in track(run_checks(checks, setting), checks):
+            results.append(result)
+    except KeyboardInterrupt:
+        about["incomplete"] = f"interrupted after {len(results)} of {len(checks)} checks"
+    paths = write(arguments.out, about, results)
+    print_table(results)
+    print_verdict(about, results, paths)
+    if "incomplete" in about:
+        return INTERRUPTED
+    return 0 if all(result.passed for result in results) else FAILED
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before the run, not after it, that the report cannot be written."""
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {str(folder)!r} cannot be written to: {error.strerror}") from error
+
+
+def _configure_jax(device: str | None, dtype: str) -> None:
+    import jax
+
+    if device is not None:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: no such device for JAX on this machine") from error

@@ -1,0 +1,155 @@
+"""What a check is: a claim, the comparison that tests it, and the controls that must fail it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from theory_checks.setting import Setting
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Predicted and measured values over the same `x`, drawn together in the report.
+
+    `predicted` and `measured` have shape `(n,)` or `(n, k)` for `k` lines.
+    """
+
+    title: str
+    x: np.ndarray
+    predicted: np.ndarray
+    measured: np.ndarray
+    xlabel: str = "flow time t"
+    ylabel: str = ""
+    xlog: bool = False
+    ylog: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Outcome of one comparison of prediction and measurement.
+
+    Attributes
+    ----------
+    errors
+        One number a seed: the worst disagreement, in the norm `quantity` names.
+    tolerance
+        Largest error at which the claim holds.
+    reason
+        Where the tolerance comes from: rounding, step size, initialization scale, resolution.
+    quantity
+        What `errors` measures, in words.
+    predicted, measured
+        Headline numbers to print side by side.
+    """
+
+    errors: np.ndarray
+    tolerance: float
+    reason: str
+    quantity: str
+    predicted: Any
+    measured: Any
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """Worst error over seeds; NaN counts as infinitely wrong."""
+        errors = np.atleast_1d(np.asarray(self.errors, float))
+        return float(np.max(np.where(np.isnan(errors), np.inf, errors)))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim holds for every seed."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Check:
+    """A registered check.
+
+    `compare(setting)` tests the claim; `compare(setting, **overrides)` repeats the same comparison
+    with a hypothesis broken on purpose, for each of `controls`, and has to fail.
+    """
+
+    name: str
+    claim: str
+    source: str
+    compare: Callable[..., Evidence]
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    any_target: bool = True
+
+
+_REGISTRY: dict[str, Check] = {}
+
+
+def check(
+    name: str,
+    *,
+    claim: str,
+    source: str,
+    controls: Mapping[str, Mapping[str, Any]],
+    any_target: bool = True,
+) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
+    """Register a comparison function as a check.
+
+    Parameters
+    ----------
+    name
+        Unique, for `--only`.
+    claim
+        The claim, one sentence.
+    source
+        The statement of docs/theory.md it tests, for example `"2.1"`; several are comma-separated.
+    controls
+        What is broken, in words, and the keyword arguments of the function that break it. At least
+        one: a comparison that nothing can fail is no check.
+    any_target
+        Whether it applies to a matrix given with `--target`, or makes its own.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken or there is no control.
+    """
+
+    def register(compare: Callable[..., Evidence]) -> Callable[..., Evidence]:
+        if name in _REGISTRY:
+            raise ValueError(f"name={name!r} is registered twice")
+        if not controls:
+            raise ValueError(f"check {name!r} has no negative control")
+        _REGISTRY[name] = Check(name, claim, source, compare, controls, any_target)
+        return compare
+
+    return register
+
+
+def all_checks() -> tuple[Check, ...]:
+    """Every registered check, in order of registration."""
+    import theory_checks.checks  # noqa: F401  (registers them)
+
+    return tuple(_REGISTRY.values())
+
+
+def select(patterns: list[str]) -> tuple[Check, ...]:
+    """Checks whose name matches one of the glob patterns; all of them for no pattern.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches no check.
+    """
+    checks = all_checks()
+    for pattern in patterns:
+        if not any(fnmatchcase(check.name, pattern) for check in checks):
+            known = ", ".join(check.name for check in checks)
+            raise ValueError(f"no check matches {pattern!r}; there are: {known}")
+    return tuple(
+        check
+        for check in checks
+        if not patterns or any(fnmatchcase(check.name, pattern) for pattern in patterns)
+    )
+
+
+__all__ = ["Check", "Curve", "Evidence", "Setting", "all_checks", "check", "select"]
