@@ -205,13 +205,12 @@ class _Static:
     def __init__(self, value: optax.GradientTransformation):
         self.value = value
 
-    @property
-    def init(self):
-        return self.value.init
+    def init(self, weights):
+        return self.value.init(weights)
 
-    @property
-    def update(self):
-        return self.value.update
+    def update(self, gradient, state, weights):
+        with jax.numpy_dtype_promotion("standard"):  # some of optax mixes int and float
+            return self.value.update(gradient, state, weights)
 
 
 def _with_stability_hint(trajectory: Trajectory, loss, optimizer) -> Trajectory:

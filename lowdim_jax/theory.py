@@ -506,3 +506,89 @@ def _value(t, mode, depth):
     # One more step of Newton's method, this one differentiated, has the derivatives of the inverse.
     s = s + _speed(s, mode, depth) * (t - _duration(origin, s - origin, mode, depth, _WHOLE_WAY))
     return jnp.where(stays, target, jnp.exp(_log_sigma(s, mode, depth)))
+
+
+def _log1p_ratio(x):
+    """`log(1 + x) / x` for `x ≥ 0`."""
+    small = x < jnp.sqrt(jnp.finfo(x.dtype).eps)
+    safe = jnp.where(small, 1, x)
+    return jnp.where(small, 1 - x / 2, jnp.log1p(safe) / safe)
+
+
+def _saturating(time, rate):
+    """`(1 − e^{−rate · time}) / rate` for `rate ≥ 0`."""
+    x = rate * time
+    small = x < jnp.sqrt(jnp.finfo(x.dtype).eps)
+    return jnp.where(small, time * (1 - x / 2), -jnp.expm1(-x) / jnp.where(small, 1, rate))
+
+
+@partial(jax.jit, static_argnames=("depth", "records", "record_every"))
+def _descend(rate, mode, *, depth, records, record_every):
+    """The map in two variables: all outer factors are equal, and so are all middle ones."""
+    ends = min(depth, 2)
+    between = depth - ends
+    alpha = 1 if mode.alpha is None else mode.alpha
+
+    def step(_, factors):
+        outer, middle = factors
+        push = rate * (mode.target - outer**ends * middle**between)
+        new_outer = outer + alpha * push * outer ** (ends - 1) * middle**between
+        if between == 0:
+            return new_outer, middle
+        return new_outer, middle + push * outer**ends * middle ** (between - 1)
+
+    def record(factors, _):
+        factors = jax.lax.fori_loop(0, record_every, step, factors)
+        return factors, factors
+
+    start = (mode.scale, mode.scale)
+    _, history = jax.lax.scan(record, start, length=records)
+    outer, middle = (
+        jnp.concatenate([first[None], rest]) for first, rest in zip(start, history, strict=True)
+    )
+    return outer**ends * middle**between
+
+
+# --- Arguments --------------------------------------------------------------------------------------
+
+
+def _mode(target, depth, scale, alpha, **argument) -> tuple[_Mode, Array]:
+    """Check the arguments of a mode and one more, named one, and bring all to one shape and dtype."""
+    ((name, value),) = argument.items()
+    _check_depth(depth)
+    _check("target", target, lambda v: v >= 0, "non-negative singular values")
+    _check("scale", scale, lambda v: v > 0, "a positive initialization scale")
+    _check("alpha", alpha, lambda v: v >= 0, "a non-negative ratio of learning rates")
+    if depth <= 2:
+        _check("alpha", alpha, lambda v: v > 0, f"more than 0: depth={depth} has only outer factors")
+    if name in ("learning_rate", "tolerance"):
+        _check(name, value, lambda v: v > 0, "more than 0")
+    else:
+        _check(name, value, lambda v: v >= 0, "at least 0")
+    if depth > 2 and isinstance(alpha, int | float) and alpha == 1:
+        target, scale, value = _broadcast(target, scale, value)
+        return _Mode(target, scale, None), value
+    target, scale, alpha, value = _broadcast(target, scale, alpha, value)
+    return _Mode(target, scale, alpha), value
+
+
+def _broadcast(*values: ArrayLike) -> list[Array]:
+    arrays = [jnp.asarray(value) for value in values]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(1.0, *arrays)
+    return jnp.broadcast_arrays(*(array.astype(dtype) for array in arrays))
+
+
+def _check_depth(depth):
+    if not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"depth={depth}, expected an integer of at least 1")
+
+
+def _check(name, value, holds, expected):
+    """Raise `ValueError` where a concrete argument is not finite or out of range."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    value = np.asarray(value)
+    bad = value[~(np.isfinite(value) & holds(value))]
+    if bad.size:
+        raise ValueError(f"{name}={bad.flat[0]}, expected {expected}")

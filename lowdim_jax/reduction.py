@@ -1,0 +1,368 @@
+"""The law of parsimony: a wide, orthogonally initialized network, exactly, in a few dimensions.
+
+Gradient descent on `½‖W_L ⋯ W_1 − Φ‖_F²`, `Φ = U* diag(s) V*ᵀ` of rank `r`, from `W_l(0) = ε_l P_l`
+with `P_l` (semi-)orthogonal, never leaves the block form
+
+    W_l(t) = B_l z_l(t) B_{l−1}ᵀ + ρ_l(t) (live bulk) + ι_l(t) (idle bulk)
+
+in fixed orthonormal bases `B_0, …, B_L` of small subspaces that the layers map to each other. The core
+`z` is itself a deep linear network, of width `2r` where all layers are square, started at a (rectangular)
+identity times `ε`; the bulk is one scalar a layer. A step costs `O(L r³)` whatever the width.
+
+Derivation: docs/theory.md 3.1, 3.2 and, for layers that are not square, 3.5.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from lowdim_jax.compression import estimate_rank
+from lowdim_jax.descent import gradient_descent
+from lowdim_jax.initialization import check_scale
+from lowdim_jax.linalg import LowRank, frobenius_norm, svd
+from lowdim_jax.networks import Weights, check_depth, end_to_end, widths
+from lowdim_jax.optimizers import SGD
+from lowdim_jax.targets import random_target
+from lowdim_jax.trajectory import Trajectory
+
+
+class ReducedLayer(NamedTuple):
+    """What changes in one layer: its core block and the two scalars of its bulk.
+
+    Attributes
+    ----------
+    core
+        `z_l`, `(m_l, m_{l−1})`.
+    bulk
+        `ρ_l`: singular value shared by all directions of the bulk that reach from input to output.
+    idle
+        `ι_l`: that of the directions which another layer cuts off; only weight decay moves it.
+    """
+
+    core: Float[Array, "m_out m_in"]
+    bulk: Float[Array, ""]
+    idle: Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ReducedFactorization:
+    """The factorization problem of a reduced network.
+
+    Attributes
+    ----------
+    target
+        `B_Lᵀ Φ B_0` as a `LowRank`.
+    bulk_count
+        Number of directions `d_min − m` that share the bulk's end-to-end singular value `Π_l ρ_l`.
+    """
+
+    target: LowRank
+    bulk_count: int = field(metadata={"static": True})
+
+    def loss(self, layers: Sequence[ReducedLayer], /) -> Float[Array, ""]:
+        """Loss of the full network, `½‖z_L ⋯ z_1 − B_Lᵀ Φ B_0‖_F² + ½ n (Π_l ρ_l)²`.
+
+        Its gradient with respect to a `ρ_l` is that of a single bulk entry, which is what moves each
+        of the `n` entries of the full network: the other `n − 1` count for the value only.
+        """
+        core = jnp.sum((end_to_end(cores(layers)) - self.target.dense()) ** 2) / 2
+        bulk = jnp.prod(jnp.stack([layer.bulk for layer in layers])) ** 2 / 2
+        if self.bulk_count == 0:
+            return core
+        return core + bulk + (self.bulk_count - 1) * jax.lax.stop_gradient(bulk)
+
+    def recovery_error(self, layers: Sequence[ReducedLayer], /) -> Float[Array, ""]:
+        """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F` of the full network."""
+        return jnp.sqrt(2 * self.loss(layers)) / frobenius_norm(self.target)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reduction:
+    """A reduced network and the way back to the full one; made by `reduce` and `sample`.
+
+    Attributes
+    ----------
+    layers
+        Initial weights of the reduced network: train them with `problem.loss`.
+    problem
+        Its `ReducedFactorization`.
+    bases
+        `B_0, …, B_L`, of shapes `(d_l, m_l)`, orthonormal columns.
+    frames
+        The `P_l` of the full initialization; None where all of them are the identity.
+    """
+
+    layers: tuple[ReducedLayer, ...]
+    problem: ReducedFactorization
+    bases: tuple[Float[Array, "d m"], ...]
+    frames: tuple[Float[Array, "d_out d_in"], ...] | None
+
+    def end_to_end(self, layers: Sequence[ReducedLayer], /) -> tuple[LowRank, Float[Array, ""]]:
+        """End-to-end matrix as its core, a `LowRank`, and the bulk's singular value `Π_l ρ_l`.
+
+        The bulk has `problem.bulk_count` directions, orthogonal to the core's on both sides.
+        """
+        core = svd(end_to_end(cores(layers)))
+        bulk = jnp.prod(jnp.stack([layer.bulk for layer in layers]))
+        return LowRank(
+            self.bases[-1] @ core.left, core.singular_values, self.bases[0] @ core.right
+        ), bulk
+
+    def lift(self, layers: Sequence[ReducedLayer], /) -> Weights:
+        """Weights of the full network: forms every `d_l × d_{l−1}` matrix."""
+        return tuple(
+            self.lift_layer(layer, number) for number, layer in enumerate(layers, start=1)
+        )
+
+    def lift_layer(self, layer: ReducedLayer, number: int, /) -> Float[Array, "d_out d_in"]:
+        """Weights of layer `number` (from 1) of the full network."""
+        before, after = self.bases[number - 1], self.bases[number]
+        if self.frames is None:
+            frame = jnp.eye(len(after), dtype=after.dtype)
+            live = frame - after @ before.T
+        else:
+            frame = self.frames[number - 1]
+            embeddings = _embeddings(self.frames)
+            narrow = self.bases[_narrowest(widths(self.frames))]
+            outside = jnp.eye(len(narrow), dtype=narrow.dtype) - narrow @ narrow.T
+            live = embeddings[number] @ outside @ embeddings[number - 1].T
+        start = jnp.eye(*layer.core.shape, dtype=frame.dtype)
+        idle = frame - after @ start @ before.T - live
+        return after @ layer.core @ before.T + layer.bulk * live + layer.idle * idle
+
+
+def cores(layers: Sequence[ReducedLayer], /) -> Weights:
+    """Core blocks of a reduced network: a deep linear network that `spectra` can measure.
+
+    Against `problem.target` its singular values and alignments are those of the full network.
+    """
+    return tuple(layer.core for layer in layers)
+
+
+def reduce(
+    weights: Sequence[jax.Array], target: jax.Array | LowRank, /, *, strict: bool = True
+) -> Reduction:
+    """Exact reduction of an orthogonally initialized network on a factorization problem.
+
+    Parameters
+    ----------
+    weights
+        Initial weights: each layer a (semi-)orthogonal matrix times a scale of its own.
+    target
+        `Φ`, dense (its numerical rank is taken, so it must be concrete) or `LowRank`.
+    strict
+        Refuse an initialization that is not orthogonal. With `strict=False` every layer is replaced by
+        its best fit `ε_l P_l` of orthogonal polar factor `P_l`, to study how the law fails.
+
+    Returns
+    -------
+    `Reduction` with cores of width `2r` for square layers. Each change of width on the way from the
+    narrowest space to the input or the output adds up to `r` more.
+
+    Raises
+    ------
+    ValueError
+        If a layer is not orthogonal, or the widths first grow and then shrink: between two spaces that
+        are wider than what is before and after them no small subspace is closed under the layers
+        (docs/theory.md 3.5).
+    """
+    spaces = widths(weights)
+    _narrowest(spaces)
+    if (spaces[-1], spaces[0]) != target.shape:
+        raise ValueError(
+            f"the network maps {spaces[0]} inputs to {spaces[-1]} outputs, "
+            f"but the target has shape {target.shape}"
+        )
+    if not isinstance(target, LowRank):
+        target = svd(target).truncate(estimate_rank(target))
+    frames, scales = zip(
+        *(_frame(weight, number, strict) for number, weight in enumerate(weights, 1)), strict=True
+    )
+    return _reduction(_bases(frames, target), scales, target, frames)
+
+
+def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
+    """Reduction of the square network `W_l(0) = ε I`: no `d × d` array is formed, in `O(d r²)`.
+
+    Every orthogonal initialization is this one in other coordinates, with target `R_Lᵀ Φ`
+    (docs/theory.md 3.1).
+
+    Raises
+    ------
+    ValueError
+        If the target is not square, or `depth` or `scale` is out of range.
+    """
+    check_depth(depth)
+    check_scale(scale)
+    if target.shape[0] != target.shape[1]:
+        raise ValueError(f"target has shape {target.shape}, expected a square matrix")
+    basis, _ = jnp.linalg.qr(jnp.concatenate([target.right, target.left], axis=1))
+    scale = jnp.asarray(scale, target.dtype)
+    return _reduction((basis,) * (depth + 1), (scale,) * depth, target, None)
+
+
+def sample(
+    key: jax.Array, d: int, singular_values: Float[Array, " r"], /, *, depth: int, scale
+) -> Reduction:
+    """A Haar-initialized square network of any width on a random target, already reduced.
+
+    The distribution is exact, not asymptotic. The product `R_L = Q_L ⋯ Q_1` of independent
+    Haar-distributed matrices is Haar-distributed, so `R_Lᵀ U*` is uniform on the orthonormal `d × r`
+    frames and independent of `V*`. By the gauge (docs/theory.md 3.1) the network is the
+    identity-initialized one with this frame as left singular vectors: the frame is drawn directly, and
+    no `d × d` array exists anywhere. Costs `O(d r²)` time and `O(d r)` memory (docs/theory.md 3.4).
+
+    Parameters
+    ----------
+    key
+        Random key.
+    d
+        Width.
+    singular_values
+        `(r,)`: `σ*_i`.
+    depth, scale
+        `L` and `ε`.
+    """
+    target = random_target(key, (d, d), singular_values)
+    return reduce_identity(target, depth=depth, scale=scale)
+
+
+def reduced_descent(
+    reduction: Reduction,
+    optimizer: SGD | optax.GradientTransformation,
+    /,
+    *,
+    strict: bool = True,
+    **options,
+) -> Trajectory:
+    """Train a reduced network as the full one would train: `gradient_descent` on `reduction`.
+
+    Parameters
+    ----------
+    optimizer
+        `SGD`: plain, with momentum, Nesterov momentum, weight decay or discrepant rates, under all of
+        which the law is exact.
+    strict
+        Refuse other optimizers. Adam, for one, is not rotation-equivariant: it moves the entries of the
+        core as if they were the full network's, which they are not (docs/theory.md 3.2).
+    options
+        Of `gradient_descent`.
+
+    Raises
+    ------
+    ValueError
+        For an optimizer other than `SGD`, unless `strict=False`.
+    """
+    if strict and not isinstance(optimizer, SGD):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}, expected SGD: the law of parsimony holds for "
+            "updates that rotate with the weights, not for entrywise ones as Adam's; "
+            "strict=False trains the reduced network all the same"
+        )
+    return gradient_descent(reduction.problem.loss, reduction.layers, optimizer, **options)
+
+
+def _narrowest(spaces: Sequence[int]) -> int:
+    """Index of the narrowest space, towards which the widths must not grow from either end."""
+    spaces = list(spaces)
+    narrow = spaces.index(min(spaces))
+    valley = sorted(spaces[: narrow + 1], reverse=True) + sorted(spaces[narrow + 1 :])
+    if spaces != valley:
+        raise ValueError(
+            f"widths {tuple(spaces)} grow and then shrink: no small subspace is closed under such "
+            "layers, so there is no exact reduction; hidden layers no wider than "
+            f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one"
+        )
+    return narrow
+
+
+def _frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax.Array]:
+    """Split a layer into a semi-orthogonal matrix and its scale."""
+    u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
+    scale = jnp.mean(s)
+    if strict and not isinstance(scale, jax.core.Tracer):
+        low, high = float(s[-1]), float(s[0])
+        if high - low > 1e3 * float(jnp.finfo(s.dtype).eps) * high:
+            raise ValueError(
+                f"layer {number} has singular values from {low:.6g} to {high:.6g}: the law of parsimony "
+                "needs an orthogonal initialization, where they are equal; strict=False takes the "
+                "nearest one"
+            )
+    return u @ vt, scale
+
+
+def _embeddings(frames: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Isometries `J_l` from the narrowest space to each space: products of frames, or transposes."""
+    spaces = widths(frames)
+    narrow = _narrowest(spaces)
+    embeddings = {narrow: jnp.eye(spaces[narrow], dtype=frames[0].dtype)}
+    for space in range(narrow, 0, -1):
+        embeddings[space - 1] = frames[space - 1].T @ embeddings[space]
+    for space in range(narrow + 1, len(spaces)):
+        embeddings[space] = frames[space - 1] @ embeddings[space - 1]
+    return tuple(embeddings[space] for space in range(len(spaces)))
+
+
+def _bases(frames: Sequence[jax.Array], target: LowRank) -> tuple[jax.Array, ...]:
+    """Small bases that hold the target's singular vectors and that the layers map to each other.
+
+    In the narrowest space they are spanned by `V*` carried forward and `U*` carried back. Where a
+    layer widens on the way out from there, the new space also holds the part of `V*` (`U*`) which that
+    layer cuts off.
+    """
+    narrow = _narrowest(widths(frames))
+    forward = [target.right]
+    for frame in frames[:narrow]:
+        forward.append(frame @ forward[-1])
+    backward = [target.left]
+    for frame in reversed(frames[narrow:]):
+        backward.append(frame.T @ backward[-1])
+
+    bases = [jnp.linalg.qr(jnp.concatenate([forward[-1], backward[-1]], axis=1))[0]]
+    for frame, vectors in zip(reversed(frames[:narrow]), reversed(forward[:-1]), strict=True):
+        bases.insert(0, _extend(frame.T, bases[0], vectors))
+    for frame, vectors in zip(frames[narrow:], reversed(backward[:-1]), strict=True):
+        bases.append(_extend(frame, bases[-1], vectors))
+    return tuple(bases)
+
+
+def _extend(isometry: jax.Array, basis: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Basis carried over by an isometry, with the parts of `vectors` outside the isometry's range."""
+    carried = isometry @ basis
+    wide, thin = isometry.shape
+    count = min(vectors.shape[1], wide - thin)
+    if count == 0:
+        return carried
+
+    def outside(columns):
+        return columns - isometry @ (isometry.T @ columns)
+
+    u, s, _ = jnp.linalg.svd(outside(vectors), full_matrices=False)
+    # Where a vector has no part outside, any direction there will do: the core never moves in it.
+    spare = jax.random.normal(jax.random.key(0), (wide, count), u.dtype) / wide**0.5
+    present = s[None, :count] > 100 * jnp.finfo(s.dtype).eps
+    columns = jnp.where(present, u[:, :count], spare)
+    for _ in range(2):
+        columns, _ = jnp.linalg.qr(outside(columns))
+    return jnp.concatenate([carried, columns], axis=1)
+
+
+def _reduction(bases, scales, target: LowRank, frames) -> Reduction:
+    core_target = LowRank(
+        bases[-1].T @ target.left, target.singular_values, bases[0].T @ target.right
+    )
+    layers = tuple(
+        ReducedLayer(
+            scale * jnp.eye(after.shape[1], before.shape[1], dtype=after.dtype), scale, scale
+        )
+        for scale, before, after in zip(scales, bases, bases[1:], strict=False)
+    )
+    bulk_count = min(len(basis) - basis.shape[1] for basis in bases)
+    return Reduction(layers, ReducedFactorization(core_target, bulk_count), bases, frames)
