@@ -9,6 +9,7 @@ from lowdim_jax import spectra, theory
 from lowdim_jax.compression import compress, estimate_rank, surrogate
 from lowdim_jax.descent import DescentState, gradient_descent
 from lowdim_jax.factorization import Factorization, factorization
+from lowdim_jax.flow import gradient_flow
 from lowdim_jax.initialization import (
     from_singular_vectors,
     gaussian,
@@ -58,6 +59,7 @@ __all__ = [
     "full_widths",
     "gaussian",
     "gradient_descent",
+    "gradient_flow",
     "identity",
     "low_rank",
     "orthogonal",

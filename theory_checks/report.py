@@ -158,7 +158,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
-# The page. Everything below turns entries of report.json into HTML.
+# The page: everything below turns entries of report.json, and curves, into HTML.
 
 
 def _page(
@@ -167,88 +167,48 @@ def _page(
     entries: list[dict[str, Any]],
     curves: list[Sequence["Curve"]],
 ) -> str:
-    decades = _decades(entries)
-    css = files("theory_checks").joinpath("report.css").read_text(encoding="utf-8")
-    rows = "\n".join(_summary_row(entry, decades) for entry in entries)
-    sections = "\n".join(
-        _section(index, entry, drawn, decades)
-        for index, (entry, drawn) in enumerate(zip(entries, curves, strict=True))
+    template = files("theory_checks").joinpath("report_template.html").read_text(encoding="utf-8")
+    axis = _Axis(entries)
+    return Template(template).substitute(
+        title=f"Theory checks: {verdict['passed']} of {verdict['checks']} hold",
+        state="ok" if verdict["ok"] else "bad",
+        sentence=escape(verdict["sentence"]),
+        tiles=_tiles(verdict, entries),
+        environment=_environment(about),
+        axis=axis.labels(),
+        rows="\n".join(_row(entry, axis) for entry in entries),
+        sections="\n".join(
+            _section(entry, axis, [_panel(curve, f"c{index}-{n}-") for n, curve in enumerate(drawn)])
+            for index, (entry, drawn) in enumerate(zip(entries, curves, strict=True))
+        ),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Theory checks: {verdict["passed"]} of {verdict["checks"]} hold</title>
-<style>
-{css}</style>
-</head>
-<body>
-<header>
-<p class="eyebrow">lowdim_jax · theory checks</p>
-<h1 class="{"ok" if verdict["ok"] else "bad"}">{escape(verdict["sentence"])}.</h1>
-<p>Each check trains on this machine, compares with a prediction of
-<a href="{PAPER}">Efficient Compression of Overparameterized Deep Models through Low-Dimensional
-Learning Dynamics</a>, and then repeats the comparison with a hypothesis broken on purpose: such a
-control has to miss the tolerance, or the check proves nothing.</p>
-{_tiles(verdict, entries)}
-{_environment(about)}
-</header>
-<main>
-<table class="summary">
-<thead><tr><th>check<th>outcome<th class="num">error<th class="num">tolerance
-<th class="dots">{_strip([], decades, axis=True)}<th class="num">controls<th class="num">time</tr>
-</thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-<p class="key">{_KEY}</p>
-{sections}
-</main>
-</body>
-</html>
-"""
-
-
-_KEY = (
-    "Errors on a logarithmic scale, as multiples of the tolerance; a grid line is a factor of ten. "
-    '<svg class="mark"><circle class="measured" cx="6" cy="6" r="4.5"/></svg> the claim, worst '
-    "seed (the bar spans the seeds), "
-    '<svg class="mark"><circle class="control" cx="6" cy="6" r="4"/></svg> its controls, which '
-    "belong to the right of the tolerance."
-)
 
 
 def _tiles(verdict: dict[str, Any], entries: list[dict[str, Any]]) -> str:
-    tiles = [
-        ("checks hold", f"{verdict['passed']} / {verdict['checks']}"),
-        ("controls refuted", f"{verdict['controls_refuted']} / {verdict['controls']}"),
-    ]
-    ratios = [_ratio(entry["error"], entry) for entry in entries if entry["error"] is not None]
-    broken = [_ratio(control["error"], entry) for entry in entries for control in entry["control"]]
-    if ratios:
-        tiles.append(("largest error, in tolerances", _number(10 ** max(ratios), 2)))
-    if broken:
-        tiles.append(("smallest control error, in tolerances", _number(10 ** min(broken), 2)))
-    cells = "".join(f"<div><dd>{value}</dd><dt>{label}</dt></div>" for label, value in tiles)
-    return f'<dl class="tiles">{cells}</dl>'
+    found = [entry for entry in entries if entry["tolerance"] is not None]
+    claims = [_ratio(entry["error"], entry) for entry in found]
+    controls = [_ratio(control["error"], entry) for entry in found for control in entry["control"]]
+    tiles = {
+        "checks hold": f"{verdict['passed']} / {verdict['checks']}",
+        "controls refuted": f"{verdict['controls_refuted']} / {verdict['controls']}",
+        "× tolerance: largest error of a claim": _number(max(claims, default=None), 2),
+        "× tolerance: smallest error of a control": _number(min(controls, default=None), 2),
+    }
+    return _terms(tiles)
 
 
 def _environment(about: dict[str, Any]) -> str:
     versions = " · ".join(f"{name} {number}" for name, number in about["versions"].items())
-    lines = {
-        "device": f"{about['device']}, {about['dtype']}, matmul {about['matmul_precision']}",
-        "seeds": about["seeds"],
-        **about["settings"],
-        "versions": versions,
-    }
-    items = "".join(
-        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{_text(value)}</dd></div>"
-        for name, value in lines.items()
+    lines = about["settings"] | {"seeds": about["seeds"], "versions": versions}
+    device = f"{about['device']}, {about['dtype']}, matmul precision {about['matmul_precision']}"
+    return _terms({"device": escape(device)} | {name: _text(lines[name]) for name in lines})
+
+
+def _terms(terms: dict[str, str]) -> str:
+    return "".join(
+        f"<div><dt>{escape(term.replace('_', ' '))}</dt><dd>{text}</dd></div>"
+        for term, text in terms.items()
     )
-    return f'<dl class="environment">{items}</dl>'
 
 
 def _summary_row(entry: dict[str, Any], decades: range) -> str:
@@ -353,12 +313,89 @@ def _pairs(label: str, predicted: Any, measured: Any) -> Iterator[tuple[str, Any
         yield from _pairs(f"{label} {key}".strip(), left, right)
 
 
-# Errors as dots on one logarithmic axis, shared by all checks, in multiples of the tolerance.
+class _Axis:
+    """Logarithmic axis shared by all checks: errors in multiples of each check's tolerance."""
+
+    def __init__(self, entries: list[dict[str, Any]]):
+        found = [entry for entry in entries if entry["tolerance"] is not None]
+        errors = [
+            _ratio(error, entry)
+            for entry in found
+            for error in (entry["error"], *(control["error"] for control in entry["control"]))
+        ]
+        logs = [math.log10(error) for error in errors if 0 < error < math.inf]
+        self.low = max(-9, math.floor(min([-1.5, *logs])))
+        self.high = min(9, math.ceil(max([1.5, *logs])))
+
+    def place(self, ratio: float) -> float:
+        """Position in percent; what lies beyond the axis, zero and infinity included, at its end."""
+        log = math.log10(ratio) if 0 < ratio < math.inf else (math.inf if ratio else -math.inf)
+        log = min(max(log, self.low), self.high)
+        return round(3 + 94 * (log - self.low) / (self.high - self.low), 2)
+
+    def labels(self) -> str:
+        """The axis' labels, as a strip to put above the others."""
+        marks = {self.low: _power(self.low), 0: "tolerance", self.high: _power(self.high)}
+        return "<svg>" + "".join(
+            f'<text x="{self.place(10.0**decade)}%" y="90%">{label}</text>'
+            for decade, label in marks.items()
+        ) + "</svg>"
+
+    def strip(self, entry: dict[str, Any], claim: bool, controls: list[dict[str, Any]]) -> str:
+        """Errors of a claim and of controls as dots around the tolerance."""
+        if entry["tolerance"] is None:
+            return ""
+        tolerance = self.place(1)
+        parts = [f'<rect class="holds" width="{tolerance}%" height="100%"/>']
+        for decade in range(self.low, self.high + 1):
+            kind = "decade" if decade else "tolerance"
+            x = self.place(10.0**decade)
+            parts.append(f'<line class="{kind}" x1="{x}%" x2="{x}%" y2="100%"/>')
+        for control in controls:
+            x = self.place(_ratio(control["error"], entry))
+            kind = "control" if control["refuted"] else "control missed"
+            parts.append(f'<circle class="{kind}" cx="{x}%" cy="50%" r="4"/>')
+        if claim:
+            seeds = [self.place(_ratio(error, entry)) for error in entry["errors_by_seed"]]
+            span = f'x1="{min(seeds)}%" x2="{max(seeds)}%" y1="50%" y2="50%"'
+            x = self.place(_ratio(entry["error"], entry))
+            parts.append(f'<line class="seeds" {span}/>')
+            parts.append(f'<circle class="measured" cx="{x}%" cy="50%" r="4.5"/>')
+        return f'<svg aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _ratio(error: Any, entry: dict[str, Any]) -> float:
-    """log₁₀ of `error / tolerance`; infinite for zero and infinite errors."""
+    """`error / tolerance`; NaN counts as infinitely wrong."""
     error, tolerance = float(error), float(entry["tolerance"])
-    if not error > 0:
-        return math.inf if math.isnan(error) else -math.inf
-    return math.log10(error / tolerance) if 0 < tolerance and error < math.inf else math.inf
+    if error == 0:
+        return 0.0
+    return error / tolerance if tolerance > 0 and not math.isnan(error) else math.inf
+
+
+def _panel(curve: "Curve", prefix: str) -> str:
+    """One curve drawn as SVG: its text follows the page's colour, and its ids start with `prefix`."""
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    x = np.asarray(curve.x, float)
+    points = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int))
+    measured, predicted = (
+        np.asarray(values, float).reshape(len(x), -1)[points]
+        for values in (curve.measured, curve.predicted)
+    )
+    total = measured.shape[1]
+    lines = np.unique(np.linspace(0, total - 1, min(total, MAX_LINES)).round().astype(int))
+    ramp = LinearSegmentedColormap.from_list("ramp", RAMP)
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style = {"svg.fonttype": "none", "svg.hashsalt": prefix, "path.simplify_threshold": 0.3}
+    with matplotlib.rc_context(style | dict.fromkeys(inked, INK)):
+        figure = Figure(figsize=PANEL, layout="constrained")
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        for n, line in enumerate(lines):
+            color = ramp(n / max(len(lines) - 1, 1)) if len(lines) > 1 else RAMP[1]
+            axes.plot(x[points], measured[:, line], color=color, alpha=0.65, linewidth=4.5)
+        for line in lines:
+            axes.plot(x[points], predicted[:, line], color=INK, linewidth=1.1, dashes=(4, 2.5))
+        ...

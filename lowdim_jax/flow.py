@@ -1,0 +1,247 @@
+"""Gradient flow with error control: the continuous-time limit of gradient descent."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
+from lowdim_jax.descent import as_pytree
+from lowdim_jax.networks import roles
+from lowdim_jax.trajectory import Status, Trajectory, trim
+
+EXPLICIT_BUDGET = 20_000
+"""Predicted explicit steps up to which `solver="auto"` is explicit."""
+_STABILITY_INTERVAL = 3.3
+"""Step length times fastest rate that the explicit method stays stable for."""
+
+
+def gradient_flow(
+    loss: Callable,
+    weights: Any,
+    times: Float[Array, " n"],
+    /,
+    *,
+    alpha=1.0,
+    solver: Literal["auto", "explicit", "implicit"] = "auto",
+    rtol: float = 1e-8,
+    atol: float | None = None,
+    max_steps: int | None = None,
+    observe: Callable | None = None,
+    throw: bool = False,
+) -> Trajectory:
+    """Integrate `Ẇ_l = −α_l ∇_{W_l} ℓ(W)` and record at `times`.
+
+    Composes with `jit`, `vmap` and forward-mode differentiation.
+
+    Parameters
+    ----------
+    loss
+        Function of the weights, for example `problem.loss`.
+    weights
+        Initial weights at time 0: a tuple, one entry a layer.
+    times
+        Increasing, from zero or later on.
+    alpha
+        Rate of the first and the last layer relative to those between (docs/theory.md 2.5).
+    solver
+        `"explicit"`: Dormand and Prince's method of order 8. Its steps are limited by the fastest rate of
+        the components fitted already, while it waits for the last one (docs/theory.md 2.6).
+        `"implicit"`: a Rosenbrock method of order 5 with matrix-free linear solves, for deep networks
+        and small initializations. `"auto"`: explicit unless `loss` is the method of a problem that
+        predicts more than 20,000 explicit steps; explicit under `jit`.
+    rtol, atol
+        Error per step allowed, relative to the size of a row or column of a layer (of an entry, where a
+        layer is a vector) and absolute. `atol` is by default `rtol / 10` times the root mean square of
+        the smallest initial layer: the wait on a plateau depends on the *relative* accuracy of
+        components that are still tiny.
+    max_steps
+        Step budget, rejected steps included; by default 200,000 explicit or 50,000 implicit ones.
+    observe
+        Function of the weights whose result is recorded with the loss.
+    throw
+        Raise `RuntimeError` where the run fails, instead of only saying so in the status.
+
+    Returns
+    -------
+    `Trajectory` with `t = times`. Its `status` is `OUT_OF_STEPS` where the step budget ended first,
+    `SOLVER_FAILED` where no step was small enough, `DIVERGED` where loss or gradient at the start are
+    not finite; `message` says why, and how far the run came.
+
+    Raises
+    ------
+    ValueError
+        If `times` is not an increasing vector of non-negative times, or `solver` is unknown.
+    """
+    times = jnp.asarray(times)
+    _check_times(times)
+    if solver not in ("auto", "explicit", "implicit"):
+        raise ValueError(f"solver={solver!r}, expected 'auto', 'explicit' or 'implicit'")
+    rate = _fastest_rate(loss, weights, alpha, times)
+    if solver == "auto":
+        predicted = 0.0 if rate is None else float(times[-1]) * rate / _STABILITY_INTERVAL
+        solver = "implicit" if predicted > EXPLICIT_BUDGET else "explicit"
+    if max_steps is None:
+        max_steps = 50_000 if solver == "implicit" else 200_000
+    trajectory, reached = _integrate(
+        as_pytree(loss),
+        weights,
+        times,
+        alpha,
+        rtol,
+        atol,
+        None if observe is None else as_pytree(observe),
+        implicit=solver == "implicit",
+        max_steps=max_steps,
+    )
+    if not isinstance(trajectory.status, jax.core.Tracer):
+        trajectory = trim(trajectory)
+        if not trajectory.ok:
+            hint = _why(trajectory, float(reached), float(times[-1]), rate, solver)
+            trajectory = replace(trajectory, hint=hint)
+        if throw:
+            trajectory.raise_if_failed()
+    return trajectory
+
+
+@partial(jax.jit, static_argnames=("implicit", "max_steps"))
+def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, max_steps):
+    y0, unravel = ravel_pytree(weights)
+    rates = _rates(weights, alpha, y0.dtype)
+    smallest = jnp.min(jnp.stack([rms(layer) for layer in jax.tree.leaves(weights)]))
+    atol = rtol * smallest / 10 if atol is None else atol
+
+    def scale(y):
+        return atol + rtol * ravel_pytree(jax.tree.map(_entry_size, unravel(y)))[0]
+
+    # In units of the last time, so that step sizes and their lower limit are relative to it.
+    end = times[-1].astype(y0.dtype)
+    ticks = times.astype(y0.dtype) / end
+    gradient = jax.grad(lambda y: loss(unravel(y)))
+    start = -end * rates * gradient(y0)
+    first_step = jnp.clip(rtol**-0.8 / rms(start / scale(y0)), 1e-10, 1e-2)
+    inverse_rates = jnp.where(rates > 0, 1 / jnp.where(rates > 0, rates, 1), 0)
+
+    def record(t, y, args):
+        layers = unravel(y)
+        return (loss(layers),) if observe is None else (loss(layers), observe(layers))
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: -end * rates * gradient(y)),
+        Rosenbrock(inverse_rates, scale) if implicit else Scaled(diffrax.Dopri8(), scale),
+        jnp.zeros((), y0.dtype),
+        jnp.ones((), y0.dtype),
+        first_step,
+        y0,
+        stepsize_controller=diffrax.ClipStepSizeController(
+            diffrax.PIDController(
+                rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4, safety=0.8, dtmin=1e-20, force_dtmin=False
+            ),
+            step_ts=ticks,
+        ),
+        max_steps=max_steps,
+        adjoint=diffrax.ForwardMode(),
+        saveat=diffrax.SaveAt(
+            subs=[diffrax.SubSaveAt(ts=ticks, fn=record), diffrax.SubSaveAt(t1=True)]
+        ),
+        throw=False,
+    )
+    recorded = jnp.isfinite(solution.ts[0])
+    losses, *observed = jax.tree.map(
+        lambda leaf: _blank_where_unrecorded(leaf, recorded), solution.ys[0]
+    )
+    results = diffrax.RESULTS
+    status = jnp.select(
+        [
+            ~jnp.all(jnp.isfinite(start)),
+            solution.result == results.successful,
+            solution.result == results.max_steps_reached,
+        ],
+        [int(Status.DIVERGED), int(Status.COMPLETED), int(Status.OUT_OF_STEPS)],
+        int(Status.SOLVER_FAILED),
+    )
+    trajectory = Trajectory(
+        t=jnp.where(recorded, times, jnp.nan),
+        losses=losses,
+        observed=observed[0] if observed else (),
+        weights=unravel(solution.ys[1][0]),
+        status=status,
+        count=jnp.sum(recorded),
+        steps=solution.stats["num_steps"],
+    )
+    return trajectory, solution.ts[1][0] * end
+
+
+def _rates(weights, alpha, dtype) -> jax.Array:
+    """Relative rate of every entry, flattened as the weights are."""
+    by_role = {"outer": jnp.asarray(alpha, dtype), "middle": jnp.ones((), dtype)}
+    layers = tuple(
+        jax.tree.map(lambda leaf, role=role: jnp.broadcast_to(by_role[role], leaf.shape), layer)
+        for layer, role in zip(weights, roles(weights), strict=True)
+    )
+    return ravel_pytree(layers)[0]
+
+
+def _entry_size(layer: jax.Array) -> jax.Array:
+    """Size of each entry for error control.
+
+    Entries of a matrix are as large as their row or their column, whichever is smaller: a component
+    that is still at `ε` keeps its relative accuracy next to fitted ones, and zeros ask for nothing.
+    """
+    if layer.ndim < 2:
+        return jnp.abs(layer)
+    squares = layer * layer
+    row, column = jnp.mean(squares, -1, keepdims=True), jnp.mean(squares, -2, keepdims=True)
+    return jnp.sqrt(jnp.minimum(*jnp.broadcast_arrays(row, column)))
+
+
+def _blank_where_unrecorded(leaf: jax.Array, recorded: jax.Array) -> jax.Array:
+    mask = recorded.reshape(-1, *(1,) * (leaf.ndim - 1))
+    blank = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    return jnp.where(mask, leaf, jnp.asarray(blank, leaf.dtype))
+
+
+def _check_times(times: jax.Array) -> None:
+    if times.ndim != 1 or times.size == 0:
+        raise ValueError(f"times has shape {times.shape}, expected a non-empty vector")
+    if isinstance(times, jax.core.Tracer):
+        return
+    if not (times[0] >= 0 and times[-1] > 0 and bool(jnp.all(jnp.diff(times) > 0))):
+        raise ValueError("times is not an increasing sequence of non-negative finite times")
+
+
+def _fastest_rate(loss, weights, alpha, times) -> float | None:
+    """Fastest rate `2 / edge` of the flow at its minimum, where the problem can tell it."""
+    problem = getattr(loss, "__self__", None)
+    leaves = jax.tree.leaves((problem, weights, alpha, times))
+    if not hasattr(problem, "stable_learning_rate") or any(
+        isinstance(leaf, jax.core.Tracer) for leaf in leaves
+    ):
+        return None
+    edge = problem.stable_learning_rate(depth=len(weights), alpha=alpha)
+    return float(2 / jnp.min(edge))
+
+
+def _why(trajectory: Trajectory, reached: float, end: float, rate, solver: str) -> str:
+    """Why a concrete run failed, as far as it can be known."""
+    if trajectory.status == Status.DIVERGED:
+        return "loss or gradient are not finite at the initial weights"
+    text = f"it came to t = {reached:.6g} of {end:.6g}"
+    if rate is None:
+        return text
+    eps = float(jnp.finfo(trajectory.losses.dtype).eps)
+    if end * eps * rate > 1:
+        return (
+            f"{text}; times near {end:.3g} are {end * eps:.1g} apart in this precision, longer than the "
+            f"{1 / rate:.1g} a component takes to rise"
+        )
+    if solver == "explicit":
+        needed = end * rate / _STABILITY_INTERVAL
+        return f"{text}; stability alone takes about {needed:.1g} explicit steps: solver='implicit' does not need them"
+    return f"{text}; raise max_steps or rtol"
