@@ -34,11 +34,29 @@ from lowdim_jax.networks import (
     widths,
 )
 from lowdim_jax.optimizers import SGD, by_role
+from lowdim_jax.reduction import (
+    ReducedFactorization,
+    ReducedLayer,
+    Reduction,
+    cores,
+    reduce,
+    reduce_identity,
+    reduced_descent,
+    sample,
+)
 from lowdim_jax.targets import random_target, separated_target
 from lowdim_jax.trajectory import Status, Trajectory
 
 __all__ = [
     "SGD",
+    "ReducedFactorization",
+    "ReducedLayer",
+    "Reduction",
+    "cores",
+    "reduce",
+    "reduce_identity",
+    "reduced_descent",
+    "sample",
     "DescentState",
     "Factorization",
     "LowRank",

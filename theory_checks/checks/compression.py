@@ -1,0 +1,123 @@
+"""Statements 1.2 to 1.5 of docs/theory.md: what compression costs, how it starts, what it gains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+from theory_checks.training import compressed, edge, original, per_seed, steps_to_fit
+
+
+@check(
+    "parameter-count",
+    claim="The compressed network has (d_out + d_in) r̂ + (L − 2) r̂² parameters.",
+    source="1.2",
+    controls={"hidden layers one unit wider": {"extra": 1}},
+)
+def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
+    d_out, d_in = setting.shape
+    rank = min(setting.compressed_rank, min(d_out, d_in) - 1)
+    depths = range(2, 7)
+    predicted = [(d_out + d_in) * rank + (depth - 2) * rank**2 for depth in depths]
+    target = jax.tree.map(lambda leaf: leaf[0], setting.targets)
+    measured = [
+        ld.parameter_count(ld.compress(target, depth=depth, scale=1.0, rank=rank + extra))
+        for depth in depths
+    ]
+    full = ld.count_parameters(ld.full_widths(d_out, d_in, depth=3))
+    return Evidence(
+        errors=np.abs(np.subtract(measured, predicted)).max(keepdims=True),
+        tolerance=0,
+        reason="whole numbers",
+        quantity="largest difference over L = 2 … 6",
+        predicted={"L = 3": predicted[1], "original network, L = 3": full},
+        measured={"L = 3": measured[1], "original over compressed": full / measured[1]},
+    )
+
+
+@check(
+    "surrogate",
+    claim="The surrogate is the negative gradient of the loss at the zero matrix.",
+    source="1.3",
+    controls={"gradient taken at a random matrix": {"origin": 1.0}},
+)
+def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
+    def angle(target, key):
+        problem = ld.factorization(target.dense())
+        noise = jax.random.normal(key, target.shape, target.dtype)
+        gradient = -jax.grad(lambda w: problem.loss((w,)))(origin * noise)
+        weights = compressed(target, key, depth=2, scale=1.0, rank=setting.rank)
+        left, _, right = jnp.linalg.svd(gradient, full_matrices=False)
+        sides = ((left, weights[1]), (right.T, weights[0].T))
+        return jnp.max(
+            jnp.stack([
+                jnp.max(jnp.sin(ld.spectra.subspace_angles(vectors[:, : setting.rank], outer)))
+                for vectors, outer in sides
+            ])
+        )  # fmt: skip
+
+    errors = np.asarray(per_seed(angle, setting))
+    gap = float(setting.targets.singular_values[0, 0] / jnp.min(setting.targets.singular_values))
+    return Evidence(
+        errors=errors,
+        tolerance=setting.rounding(1) * gap * max(setting.shape),
+        reason="rounding of a singular value decomposition, times σ*_1/σ*_r",
+        quantity="sine of the largest angle between outer factors and singular subspaces of −∇ℓ(0)",
+        predicted={"angle": 0},
+        measured={"angle": errors},
+    )
+
+
+@check(
+    "dominance",
+    claim="The compressed network's recovery error is at most the original's at every iteration.",
+    source="1.5",
+    controls={
+        "random orthonormal outer factors": {"start": "random"},
+        "right singular vectors in reversed order": {"start": "reversed"},
+    },
+)
+def dominance(setting: Setting, /, *, start="spectral") -> Evidence:
+    errors, curves, longest = [], [], 0
+    for depth, scale in ((2, 0.01), (2, 0.5), (3, 0.03), (3, 0.5), (4, 0.3), (4, 1.0)):
+        rate = 0.5 * edge(setting, depth=depth)
+        steps = steps_to_fit(setting, rate, depth=depth, scale=scale, slack=1.3)
+        steps = -(-steps // 100) * 100
+        longest = max(longest, steps)
+
+        def recover(problem, weights, rate=rate, steps=steps):
+            run = ld.gradient_descent(
+                problem.loss, weights, ld.SGD(rate), steps=steps, observe=problem.recovery_error
+            )
+            return run.observed
+
+        def both(target, key, depth=depth, scale=scale, recover=recover):
+            problem = ld.factorization(target.dense())
+            small = compressed(
+                target, key, depth=depth, scale=scale, rank=setting.compressed_rank, start=start
+            )
+            full = original(target, key, depth=depth, scale=scale)
+            return recover(problem, small), recover(problem, full)
+
+        small, full = (np.asarray(part) for part in per_seed(both, setting))
+        errors.append(np.max(small - full, axis=1))
+        if scale < 0.5:
+            every = max(1, steps // 300)
+            curves.append(
+                Curve(f"L = {depth}, ε = {scale:g}: dashed compressed, solid original",
+                      np.arange(0, steps + 1, every), small[0, ::every], full[0, ::every],
+                      xlabel="iteration", ylabel="relative recovery error", ylog=True)  # fmt: skip
+            )
+    errors = np.max(np.asarray(errors), axis=0)
+    return Evidence(
+        errors=errors,
+        tolerance=setting.rounding(longest),
+        reason=f"rounding of {longest} steps",
+        quantity="largest (error of compressed − error of original) over all iterations, L = 2, 3, 4 "
+        "and ε from 0.01 to 1",
+        predicted={"largest difference": "≤ 0"},
+        measured={"largest difference": errors},
+        curves=tuple(curves),
+    )

@@ -1,0 +1,213 @@
+"""Section 4 of docs/theory.md: what the flow conserves, and how descent departs from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from lowdim_jax import theory
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+from theory_checks.training import compressed, edge, keep, last_fit, original, per_seed, steps_to_fit
+
+SCALE = 0.3
+
+
+def _rtol(setting: Setting) -> float:
+    return max(1e-9, 20 * setting.eps)
+
+
+def _balances(weights, rates):
+    """`W_{l+1}ᵀ W_{l+1} / α_{l+1} − W_l W_lᵀ / α_l` of every pair of neighbouring layers."""
+    pairs = zip(weights, weights[1:], rates, rates[1:], strict=False)
+    return tuple(after.T @ after / b - before @ before.T / a for before, after, a, b in pairs)
+
+
+@check(
+    "balancedness",
+    claim="Gradient flow conserves W_{l+1}ᵀW_{l+1}/α_{l+1} − W_l W_lᵀ/α_l for every pair of layers.",
+    source="4.1, 2.5",
+    controls={"rates of the layers that differ from those assumed": {"assumed_alpha": 1.0}},
+)
+def balancedness(setting: Setting, /, *, assumed_alpha=None) -> Evidence:
+    errors, curves = [], []
+    for depth, alpha in ((2, 1.0), (3, 1.0), (3, 3.0)):
+        end = last_fit(setting, depth=depth, scale=SCALE)
+        times = jnp.linspace(0, end, 40, dtype=setting.dtype)
+        assumed = alpha if assumed_alpha is None else assumed_alpha
+        rates = (assumed, *(1.0,) * (depth - 2), assumed)
+
+        def drift(target, key, depth=depth, alpha=alpha, times=times, rates=rates):
+            # Gaussian layers: balance is conserved whatever its value, not only where it is zero.
+            weights = original(target, key, depth=depth, scale=SCALE, init="gaussian")
+            start = _balances(weights, rates)
+            run = ld.gradient_flow(
+                ld.factorization(target.dense()).loss, weights, times, alpha=alpha,
+                rtol=_rtol(setting),
+                observe=lambda weights: jnp.stack([
+                    jnp.linalg.norm(now - then)
+                    for now, then in zip(_balances(weights, rates), start, strict=True)
+                ]),
+            )  # fmt: skip
+            size = target.singular_values[0] ** (2 / depth)
+            return run.observed / size
+
+        measured = np.asarray(per_seed(drift, setting))
+        errors.append(np.max(measured, axis=(1, 2)))
+        curves.append(
+            Curve(f"drift of balance, L = {depth}, α = {alpha:g}", np.asarray(times),
+                  np.zeros_like(measured[0]), measured[0], ylabel="drift / σ*_1^{2/L}")  # fmt: skip
+        )
+    errors = np.max(np.asarray(errors), axis=0)
+    return Evidence(
+        errors=errors,
+        tolerance=1e3 * _rtol(setting),
+        reason=f"ODE solver's error per step {_rtol(setting):.0g} over some hundred steps",
+        quantity="largest Frobenius norm of the drift, relative to σ*_1^{2/L}",
+        predicted={"drift": 0},
+        measured={"drift": errors},
+        curves=tuple(curves),
+    )
+
+
+@check(
+    "balance-drift",
+    claim="One step of descent changes x_i² − x_j² by exactly the factor 1 − η²(σ−σ*)²σ²/(x_i x_j)².",
+    source="4.2",
+    controls={"momentum": {"momentum": 0.5}},
+)
+def balance_drift(setting: Setting, /, *, momentum=None) -> Evidence:
+    depth, factors = 3, (1.0, 2.0, 3.0)
+    rate = 0.5 * edge(setting, depth=depth)
+    steps = min(400, steps_to_fit(setting, rate, depth=depth, scale=SCALE))
+
+    def train(target, key):
+        weights = compressed(target, key, depth=depth, scale=SCALE, rank=setting.rank)
+        weights = tuple(f * w for f, w in zip(factors, weights, strict=True))
+        run = ld.gradient_descent(
+            ld.factorization(target).loss, weights, ld.SGD(rate, momentum=momentum), steps=steps,
+            observe=keep,
+        )  # fmt: skip
+        first, middle, last = run.observed
+        x = jnp.stack([
+            jnp.einsum("tri,ir->tr", first, target.right),
+            jnp.einsum("trr->tr", middle),
+            jnp.einsum("tir,ir->tr", last, target.left),
+        ], axis=-1)  # steps × components × layers  # fmt: skip
+        squares = x**2
+        measured = squares[..., :, None] - squares[..., None, :]
+        predicted = theory.balance_step(x[:-1], target.singular_values[None], learning_rate=rate)
+        size = target.singular_values[0] ** (2 / depth)
+        return jnp.max(jnp.abs(measured[1:] - predicted)) / size, measured[:, 0, 0, 1:], x
+
+    errors, measured, _ = (np.asarray(part) for part in per_seed(train, setting))
+    start = np.broadcast_to(measured[0, :1], measured[0].shape)
+    return Evidence(
+        errors=errors,
+        tolerance=setting.rounding(1),
+        reason="rounding of one step",
+        quantity="largest difference of x_i² − x_j² from its predicted next value, in units of σ*_1^{2/L}",
+        predicted={"difference": 0},
+        measured={"difference": errors},
+        curves=(
+            Curve("x_1² − x_j² of the top component: descent (solid), conserved by the flow (dashed)",
+                  np.arange(len(start)), start, measured[0], xlabel="step"),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "singular-value-rate",
+    claim="In a balanced network σ̇_i = L σ_i^{2−2/L} ⟨u_i, (Φ − W) v_i⟩ along gradient flow.",
+    source="4.3",
+    controls={"an initialization that is not balanced": {"init": "gaussian"}},
+)
+def singular_value_rate(setting: Setting, /, *, init="orthogonal") -> Evidence:
+    depth = 3
+    end = last_fit(setting, depth=depth, scale=SCALE)
+    # Rates are measured as central differences over a short time h, from float32 up.
+    h = (3 * _rtol(setting)) ** (1 / 3) / 2 / (1 / edge(setting, depth=depth)) / depth
+    middles = np.linspace(0.15, 1, 24) * end
+    times = jnp.asarray((middles[:, None] + h * np.array([-1, 0, 1])).ravel(), setting.dtype)
+
+    def follow(target, key):
+        weights = original(target, key, depth=depth, scale=SCALE, init=init)
+        run = ld.gradient_flow(
+            ld.factorization(target.dense()).loss, weights, times, rtol=_rtol(setting),
+            observe=ld.end_to_end,
+        )  # fmt: skip
+        u, s, vt = jnp.linalg.svd(run.observed[1::3], full_matrices=False)
+        top = setting.rank
+        predicted = jax.vmap(
+            lambda w, u, s, vt: theory.singular_value_rate(
+                s[:top], u[:, :top], vt[:top].T, target.dense() - w, depth=depth
+            )
+        )(run.observed[1::3], u, s, vt)
+        sides = jnp.linalg.svd(run.observed, compute_uv=False)[:, :top]
+        measured = (sides[2::3] - sides[0::3]) / (2 * h)
+        return measured, predicted
+
+    measured, predicted = (np.asarray(part) for part in per_seed(follow, setting))
+    size = np.max(np.abs(predicted), axis=(1, 2))
+    errors = np.max(np.abs(measured - predicted), axis=(1, 2)) / size
+    tolerance = 30 * (3 * _rtol(setting)) ** (2 / 3)
+    return Evidence(
+        errors=errors,
+        tolerance=tolerance,
+        reason="central difference: O(h²) and the ODE solver's error over h, with h balancing the two",
+        quantity="largest |σ̇_i − predicted|, relative to the fastest rate",
+        predicted={"largest rate, seed 0": size[0]},
+        measured={"largest rate, seed 0": float(np.max(np.abs(measured[0])))},
+        curves=(
+            Curve("rate of change of the leading singular values", middles, predicted[0],
+                  measured[0], ylabel="dσ/dt"),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "descent-to-flow",
+    claim="Gradient descent at step k approaches gradient flow at time ηk with error O(η).",
+    source="4.4",
+    controls={"momentum 0.5 read on the clock of plain descent": {"momentum": 0.5}},
+)
+def descent_to_flow(setting: Setting, /, *, momentum=None) -> Evidence:
+    depth = 3
+    end = float(
+        theory.mode_time(
+            0.5 * float(jnp.min(setting.targets.singular_values[:, 0])),
+            float(jnp.min(setting.targets.singular_values[:, 0])), depth=depth, scale=SCALE,
+        )
+    )  # fmt: skip
+    counts = np.array([64, 128, 256, 512])
+    rates = end / counts
+
+    def distances(target, key):
+        weights = original(target, key, depth=depth, scale=SCALE)
+        loss = ld.factorization(target.dense()).loss
+        flow = ld.gradient_flow(loss, weights, jnp.asarray([end], setting.dtype), rtol=_rtol(setting))
+        limit = ld.end_to_end(flow.weights)
+        gaps = []
+        for count, rate in zip(counts, rates, strict=True):
+            run = ld.gradient_descent(
+                loss, weights, ld.SGD(rate, momentum=momentum), steps=int(count),
+                record_every=int(count),
+            )  # fmt: skip
+            gaps.append(jnp.linalg.norm(ld.end_to_end(run.weights) - limit))
+        return jnp.stack(gaps) / target.singular_values[0]
+
+    gaps = np.asarray(per_seed(distances, setting))
+    slopes = np.polyfit(np.log(rates), np.log(gaps).T, 1)[0]
+    reference = gaps[0, -1] * rates / rates[-1]
+    return Evidence(
+        errors=np.abs(slopes - 1),
+        tolerance=0.1,
+        reason="the next order in η, at 64 to 512 steps to half height",
+        quantity="|slope − 1| of log ‖W_descent − W_flow‖_F against log η",
+        predicted={"slope": 1.0},
+        measured={"slope": slopes},
+        curves=(
+            Curve("distance from the flow", rates, reference, gaps[0], xlabel="learning rate η",
+                  ylabel="‖W − W_flow‖_F / σ*_1", xlog=True, ylog=True),
+        ),
+    )  # fmt: skip

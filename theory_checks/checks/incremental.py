@@ -1,0 +1,185 @@
+"""Statement 1.6 of docs/theory.md: components are fitted one after another, at predicted times."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from lowdim_jax import spectra, theory
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+from theory_checks.training import compressed, edge, original, per_seed, steps_to_fit
+
+DEPTH, SCALE = 3, 0.02
+VALUE, VECTOR = 0.05, 0.05
+"""`c_val` and `c_vec` of the definition of a fitted component."""
+FRACTION = 0.2
+"""Learning rate as a fraction of the edge of stability."""
+
+
+def _observe(target):
+    return lambda weights: spectra.alignment(weights, target)
+
+
+def _fit_times(run, target, rate):
+    fitted = spectra.fitted(run.observed, target.singular_values, value=VALUE, vector=VECTOR)
+    return rate * spectra.first_time(run.t, fitted)
+
+
+@check(
+    "fit-times-compressed",
+    claim="Every component of the compressed network is fitted at the time the mode law predicts.",
+    source="1.6, 2.2",
+    controls={"random orthonormal outer factors": {"start": "random"}},
+)
+def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
+    rate = FRACTION * edge(setting, depth=DEPTH)
+    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3)
+
+    def train(target, key):
+        weights = compressed(
+            target, key, depth=DEPTH, scale=SCALE, rank=setting.compressed_rank, start=start
+        )
+        run = ld.gradient_descent(
+            ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
+            observe=_observe(target),
+        )  # fmt: skip
+        return _fit_times(run, target, rate), run.observed.singular_values
+
+    measured, values = (np.asarray(part) for part in per_seed(train, setting))
+    sigma = setting.targets.singular_values
+    predicted = np.asarray(theory.fit_time(sigma, depth=DEPTH, scale=SCALE, tolerance=VALUE))
+    errors = np.max(np.abs(measured / predicted - 1), axis=1)
+    every = max(1, steps // 300)
+    times = rate * np.arange(0, steps + 1, every)
+    # Euler's method lags the flow by at most about its step times the growth rate, over the whole rise.
+    tolerance = 4 * FRACTION / (DEPTH * float(jnp.max(sigma)) ** (1 - 1 / DEPTH) / SCALE) * 10
+    return Evidence(
+        errors=errors,
+        tolerance=max(tolerance, 0.02),
+        reason=f"gradient descent at {FRACTION:g} of the edge approximates the flow to first order",
+        quantity="largest |t_i − predicted| / predicted",
+        predicted={"t_i, seed 0": predicted[0]},
+        measured={"t_i, seed 0": measured[0]},
+        curves=(
+            Curve("compressed network, leading singular values", times,
+                  np.asarray(theory.mode_trajectory(times[:, None], sigma[0][None], depth=DEPTH,
+                                                    scale=SCALE)),
+                  values[0, ::every], ylabel="singular value"),
+            Curve("fit times", np.arange(1, setting.rank + 1), predicted[0], measured[0],
+                  xlabel="component i", ylabel="t_i"),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "fit-times-original",
+    claim="Every component of the original network is fitted when its exact 2r-wide reduction says.",
+    source="1.6, 3.3",
+    controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+)
+def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
+    rate = FRACTION * edge(setting, depth=DEPTH)
+    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6)
+
+    def train(target, key):
+        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
+        full = ld.gradient_descent(
+            ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
+            record_every=4, observe=_observe(target),
+        )  # fmt: skip
+        reduction = ld.reduce(weights, target, strict=False)
+        small = ld.reduced_descent(
+            reduction, ld.SGD(rate), steps=steps, record_every=4,
+            observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
+        )  # fmt: skip
+        times = _fit_times(full, target, rate), _fit_times(small, target, rate)
+        return *times, full.observed.singular_values, small.observed.singular_values
+
+    measured, predicted, values, small = (np.asarray(part) for part in per_seed(train, setting))
+    errors = np.max(np.abs(measured / predicted - 1), axis=1)
+    every = max(1, values.shape[1] // 300)
+    return Evidence(
+        errors=errors,
+        tolerance=8 * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
+        reason="times are recorded every 4 steps: two records",
+        quantity="largest |t_i − predicted| / predicted",
+        predicted={"t_i, seed 0": predicted[0]},
+        measured={"t_i, seed 0": measured[0]},
+        curves=(
+            Curve("original network, leading singular values",
+                  4 * rate * np.arange(values.shape[1])[::every], small[0, ::every],
+                  values[0, ::every], ylabel="singular value"),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "incremental-fitting",
+    claim="Components are fitted in order; while one is fitted the next is dormant, and the loss rests "
+    "on plateaus ½ Σ_{j>i} σ*_j².",
+    source="1.6",
+    controls={"an initialization that is not small": {"relative_scale": 1.0}},
+)
+def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
+    sigma = setting.targets.singular_values
+    scale = SCALE / 2
+    if relative_scale:
+        scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH)
+    rate = 0.5 * edge(setting, depth=DEPTH)
+    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=scale, slack=1.6) + 100
+
+    def train(target, weights, dense):
+        problem = ld.factorization(target.dense() if dense else target)
+        return ld.gradient_descent(
+            problem.loss, weights, ld.SGD(rate), steps=steps, observe=_observe(target)
+        )
+
+    def both(target, key):
+        small = compressed(target, key, depth=DEPTH, scale=scale, rank=setting.compressed_rank)
+        full = original(target, key, depth=DEPTH, scale=scale)
+        return train(target, small, False), train(target, full, True)
+
+    errors, curves, headline = [], [], {}
+    for name, run in zip(("compressed", "original"), per_seed(both, setting), strict=True):
+        losses, values = np.asarray(run.losses), np.asarray(run.observed.singular_values)
+        fitted = np.asarray(
+            spectra.fitted(run.observed, sigma[:, None, :], value=VALUE, vector=VECTOR)
+        )
+        worst, plateaus, resting = zip(
+            *map(_incremental_errors, fitted, values, losses, np.asarray(sigma)), strict=True
+        )
+        errors.append(worst)
+        headline[f"plateaus of the {name} network, seed 0"] = resting[0]
+        every = max(1, steps // 300)
+        times = rate * np.arange(0, steps + 1, every)
+        level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))
+        shown = np.broadcast_to(losses[0, ::every, None], level.shape)
+        curves.append(
+            Curve(f"{name} network, loss and its predicted plateaus", times, level, shown,
+                  ylabel="loss")  # fmt: skip
+        )
+    return Evidence(
+        errors=np.max(np.asarray(errors), axis=0),
+        tolerance=VALUE,
+        reason="the definition of a fitted and of a dormant component, c_val = 0.05",
+        quantity="largest of: σ_{i+1}/σ*_{i+1} when component i becomes fitted; relative deviation of "
+        "the loss from its plateau half-way to the next (∞ if out of order)",
+        predicted={"plateaus, seed 0": plateaus[0]},
+        measured=headline,
+        curves=tuple(curves),
+    )
+
+
+def _incremental_errors(fitted, values, losses, sigma):
+    """Worst violation in one run, the predicted plateaus, and the losses measured on them."""
+    plateaus = np.asarray(theory.plateau_losses(sigma))[:-1]
+    steps = np.asarray(spectra.first_time(jnp.arange(len(losses)), jnp.asarray(fitted)))
+    if not np.all(np.isfinite(steps)) or np.any(np.diff(steps) <= 0):
+        return np.inf, plateaus, np.full(len(plateaus), np.nan)
+    index = steps.astype(int)
+    # Dormant is a statement about the next component the moment this one is fitted.
+    awake = [values[at, i + 1] / sigma[i + 1] for i, at in enumerate(index[:-1])]
+    halfway = [0, *((index[:-1] + index[1:]) // 2)]
+    resting = losses[halfway]
+    deviation = np.abs(resting - plateaus) / plateaus
+    return max([*awake, *deviation]), plateaus, resting

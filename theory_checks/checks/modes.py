@@ -1,0 +1,237 @@
+"""Section 2 of docs/theory.md: the compressed network is a set of scalar modes with known times."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from lowdim_jax import theory
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+from theory_checks.training import compressed, edge, keep, last_fit, per_seed, steps_to_fit
+
+SCALE = 0.1
+RTOL = 1e-8
+"""Error per step allowed to the ODE solver in float64."""
+
+
+@check(
+    "scalar-map",
+    claim="From a spectral start, gradient descent on the matrices is exactly r̂ scalar maps.",
+    source="2.1",
+    controls={
+        "random orthonormal outer factors": {"start": "random"},
+        "a mode law of one layer more": {"extra_depth": 1},
+    },
+)
+def scalar_map(setting: Setting, /, *, start="spectral", extra_depth=0) -> Evidence:
+    errors, curves, steps = [], [], 0
+    for depth in (2, 3, 4):
+        rate = 0.5 * edge(setting, depth=depth)
+        steps = max(steps, steps_to_fit(setting, rate, depth=depth, scale=SCALE))
+        every = max(1, steps // 60)
+        error, measured, predicted = per_seed(
+            lambda target, key, depth=depth, rate=rate, every=every: _against_map(
+                target, key, depth, rate, steps, every, setting.compressed_rank, start, extra_depth
+            ),
+            setting,
+        )
+        errors.append(error)
+        curves.append(
+            Curve(
+                f"L = {depth}",
+                np.asarray(_record_steps(steps, every)),
+                np.asarray(predicted[0]),
+                np.asarray(measured[0]),
+                xlabel="step",
+                ylabel="singular value",
+            )
+        )
+    errors = jnp.max(jnp.stack(errors), axis=0)
+    return Evidence(
+        errors=np.asarray(errors),
+        tolerance=setting.rounding(steps),
+        reason=f"rounding of {steps} steps",
+        quantity="largest ‖W − Û diag(σ) V̂ᵀ‖_F / ‖Φ‖_F over all steps recorded, L = 2, 3, 4",
+        predicted={"difference": 0},
+        measured={"difference": float(jnp.max(errors))},
+        curves=tuple(curves),
+    )
+
+
+def _record_steps(steps: int, every: int) -> jax.Array:
+    return jnp.arange(steps // every + 1) * every
+
+
+def _against_map(target, key, depth, rate, steps, every, rank, start, extra_depth):
+    """Worst distance of the matrices from the scalar prediction, and both sets of singular values."""
+    steps = steps // every * every
+    weights = compressed(target, key, depth=depth, scale=SCALE, rank=rank, start=start)
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate),
+        steps=steps, record_every=every, observe=keep,
+    )  # fmt: skip
+    sigma = theory.mode_descent(
+        jnp.pad(target.singular_values, (0, rank - len(target.singular_values))),
+        depth=depth + extra_depth, scale=SCALE, learning_rate=rate, steps=steps, record_every=every,
+    )  # fmt: skip
+    spectral = compressed(target, key, depth=2, scale=1.0, rank=rank)
+
+    def distance(weights, sigma):
+        predicted = ld.LowRank(spectral[1], sigma, spectral[0].T)
+        return jnp.sqrt(2 * ld.Factorization(predicted).loss(weights))
+
+    errors = jax.vmap(distance)(run.observed, sigma) / jnp.linalg.norm(target.singular_values)
+    values = jax.vmap(lambda weights: ld.spectra.modes(weights, target))(run.observed)
+    return jnp.max(errors), values, sigma[:, : values.shape[1]]
+
+
+@check(
+    "mode-trajectories",
+    claim="Under gradient flow each singular value follows the closed-form mode law, L = 1 … 5.",
+    source="2.2, 2.3",
+    controls={
+        "unequal initial scales of the layers": {"first_layer": 1.5},
+        "random orthonormal outer factors": {"start": "random"},
+    },
+)
+def mode_trajectories(setting: Setting, /, *, first_layer=1.0, start="spectral") -> Evidence:
+    errors, curves = [], []
+    for depth in (1, 2, 3, 4, 5):
+        scale = SCALE if depth < 4 else 3 * SCALE
+        end = 1.1 * last_fit(setting, depth=depth, scale=scale)
+        times = jnp.linspace(0, end, 80, dtype=setting.dtype)
+
+        def follow(target, key, depth=depth, scale=scale, times=times):
+            if depth == 1:
+                parts = compressed(target, key, depth=2, scale=1.0, rank=target.singular_values.size,
+                                   start=start)  # fmt: skip
+                weights = (scale * first_layer * parts[1] @ parts[0],)
+            else:
+                weights = compressed(target, key, depth=depth, scale=scale,
+                                     rank=setting.compressed_rank, start=start)  # fmt: skip
+                weights = (first_layer * weights[0], *weights[1:])
+            problem = ld.factorization(target)
+            run = ld.gradient_flow(
+                problem.loss, weights, times, rtol=_rtol(setting),
+                observe=lambda weights: ld.spectra.modes(weights, target),
+            )  # fmt: skip
+            return run.observed
+
+        measured = per_seed(follow, setting)
+        sigma = setting.targets.singular_values[:, None, :]
+        predicted = theory.mode_trajectory(times[None, :, None], sigma, depth=depth, scale=scale)
+        errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
+        curves.append(
+            Curve(f"L = {depth}", np.asarray(times), np.asarray(predicted[0]),
+                  np.asarray(measured[0]), ylabel="singular value")  # fmt: skip
+        )
+    errors = np.max(np.asarray(jnp.stack(errors)), axis=0)
+    return Evidence(
+        errors=errors,
+        tolerance=1e3 * _rtol(setting),
+        reason=f"ODE solver's error per step {_rtol(setting):.0g}, amplified on the steep rises",
+        quantity="largest |u*ᵀ W v* − σ(t)| / σ*_1 over all times, components and depths",
+        predicted={"difference": 0},
+        measured={"difference": float(np.max(errors))},
+        curves=tuple(curves),
+    )
+
+
+def _rtol(setting: Setting) -> float:
+    """Tolerance of the ODE solver: what the precision can resolve."""
+    return max(RTOL, 20 * setting.eps)
+
+
+@check(
+    "small-scale-law",
+    claim="As ε → 0 with L ≥ 3, σ*_i t_i is the same for all components and grows as ε^−(L−2).",
+    source="2.4",
+    controls={"initialization scales that are not small": {"scales": (0.7, 0.9, 1.1)}},
+)
+def small_scale_law(setting: Setting, /, *, scales=(0.02, 0.04, 0.08)) -> Evidence:
+    depth = 3
+    rate = 0.25 * edge(setting, depth=depth)
+
+    def half_times(target, key, scale, steps):
+        weights = compressed(target, key, depth=depth, scale=scale, rank=setting.compressed_rank)
+        run = ld.gradient_descent(
+            ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
+            observe=lambda weights: ld.spectra.modes(weights, target),
+        )  # fmt: skip
+        return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
+
+    products = []  # σ*_i t_i ε^{L − 2} (L − 2): predicted to be 1 to leading order
+    for scale in scales:
+        steps = steps_to_fit(setting, rate, depth=depth, scale=scale, slack=1.2) + 50
+        times = per_seed(
+            lambda target, key, scale=scale, steps=steps: half_times(target, key, scale, steps), setting
+        )
+        products.append(times * setting.targets.singular_values * scale ** (depth - 2) * (depth - 2))
+    products = np.asarray(jnp.stack(products, axis=1))  # seeds × scales × components
+    errors = np.max(np.abs(products - 1), axis=(1, 2))
+    tolerance = 3 * max(scales) / float(jnp.min(setting.targets.singular_values)) ** (1 / depth)
+    limit = 3 * 0.08 / float(jnp.min(setting.targets.singular_values)) ** (1 / depth)
+    return Evidence(
+        errors=errors,
+        tolerance=min(tolerance, limit),
+        reason="next order of the expansion in ε, 3 ε / σ*_r^{1/L} at ε = 0.08",
+        quantity="largest |(L−2) ε^{L−2} σ*_i t_i − 1|, t_i the time to σ*_i / 2",
+        predicted={"(L−2) ε^{L−2} σ*_i t_i": 1.0},
+        measured={"(L−2) ε^{L−2} σ*_i t_i, seed 0, smallest ε": products[0, 0]},
+        curves=(
+            Curve(
+                "time to half height of each component", np.asarray(scales),
+                np.asarray(theory.fit_time_small_scale(
+                    setting.targets.singular_values[0][None, :], depth=depth,
+                    scale=jnp.asarray(scales, setting.dtype)[:, None])),
+                products[0] / np.asarray(setting.targets.singular_values[0])[None]
+                / np.asarray(scales)[:, None] ** (depth - 2) / (depth - 2),
+                xlabel="initialization scale ε", ylabel="flow time", xlog=True, ylog=True,
+            ),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "discrepant-modes",
+    claim="With outer rate α the modes follow the discrepant mode law.",
+    source="2.5",
+    controls={"α dropped in training": {"trained_alpha": 1.0}},
+)
+def discrepant_modes(setting: Setting, /, *, trained_alpha=None) -> Evidence:
+    errors, curves = [], []
+    for depth, alpha in ((3, 5.0), (3, 0.5), (4, 5.0)):
+        scale = SCALE if depth == 3 else 3 * SCALE
+        end = 1.1 * last_fit(setting, depth=depth, scale=scale, alpha=alpha)
+        times = jnp.linspace(0, end, 80, dtype=setting.dtype)
+        trained = alpha if trained_alpha is None else trained_alpha
+
+        def follow(target, key, depth=depth, scale=scale, times=times, trained=trained):
+            weights = compressed(target, key, depth=depth, scale=scale, rank=setting.compressed_rank)
+            run = ld.gradient_flow(
+                ld.factorization(target).loss, weights, times, alpha=trained, rtol=_rtol(setting),
+                observe=lambda weights: ld.spectra.modes(weights, target),
+            )  # fmt: skip
+            return run.observed
+
+        measured = per_seed(follow, setting)
+        sigma = setting.targets.singular_values[:, None, :]
+        predicted = theory.mode_trajectory(
+            times[None, :, None], sigma, depth=depth, scale=scale, alpha=alpha
+        )
+        errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
+        curves.append(
+            Curve(f"L = {depth}, α = {alpha:g}", np.asarray(times), np.asarray(predicted[0]),
+                  np.asarray(measured[0]), ylabel="singular value")  # fmt: skip
+        )
+    errors = np.max(np.asarray(jnp.stack(errors)), axis=0)
+    return Evidence(
+        errors=errors,
+        tolerance=1e3 * _rtol(setting),
+        reason=f"ODE solver's error per step {_rtol(setting):.0g}, amplified on the steep rises",
+        quantity="largest |u*ᵀ W v* − σ(t)| / σ*_1 over all times and components",
+        predicted={"difference": 0},
+        measured={"difference": float(np.max(errors))},
+        curves=tuple(curves),
+    )

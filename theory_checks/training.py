@@ -1,0 +1,72 @@
+"""What several checks train: compressed and original networks, one run a seed, in one program."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from lowdim_jax.linalg import extend_orthonormal
+from theory_checks.setting import Setting
+
+FITTED = 1e-3
+"""Relative accuracy to which the last component is fitted where a run ends."""
+
+
+def keep(weights):
+    """Record the weights themselves."""
+    return weights
+
+
+def per_seed(function: Callable, setting: Setting, *arrays):
+    """`vmap` of `function(target, key, *arrays)` over the seeds."""
+    return jax.vmap(function)(setting.targets, setting.keys, *arrays)
+
+
+def compressed(
+    target: ld.LowRank, key: jax.Array, *, depth: int, scale, rank: int, start: str = "spectral"
+):
+    """Compressed network; `start` is `"spectral"`, or a control: `"random"` or `"reversed"`."""
+    if start == "spectral":
+        return ld.compress(target, depth=depth, scale=scale, rank=rank)
+    if start == "reversed":
+        left = extend_orthonormal(target.left, rank)
+        right = extend_orthonormal(target.right, rank)
+        return ld.from_singular_vectors(left, right[:, ::-1], depth=depth, scale=scale)
+    random = ld.random_target(key, target.shape, jnp.ones(rank, target.dtype))
+    return ld.from_singular_vectors(random.left, random.right, depth=depth, scale=scale)
+
+
+def original(target: ld.LowRank, key: jax.Array, *, depth: int, scale, init: str = "orthogonal"):
+    """Original network of full width; `init` is `"orthogonal"` or, as a control, `"gaussian"`."""
+    make = {"orthogonal": ld.orthogonal, "gaussian": ld.gaussian}[init]
+    spaces = ld.full_widths(*target.shape, depth=depth)
+    return make(key, spaces, scale=scale, dtype=target.dtype)
+
+
+def edge(setting: Setting, *, depth: int, alpha=1.0) -> float:
+    """Largest learning rate that is stable for every seed's target."""
+    tops = setting.targets.singular_values[:, 0]
+    return float(jnp.min(ld.theory.edge_of_stability(tops, depth=depth, alpha=alpha)))
+
+
+def last_fit(setting: Setting, *, depth: int, scale, alpha=1.0, tolerance=FITTED) -> float:
+    """Predicted flow time at which the last component of every seed is fitted."""
+    smallest = setting.targets.singular_values[:, -1]
+    times = ld.theory.fit_time(
+        smallest, depth=depth, scale=scale, tolerance=tolerance, alpha=alpha
+    )
+    return float(jnp.max(times))
+
+
+def steps_to_fit(setting: Setting, rate: float, *, depth: int, scale, alpha=1.0, slack=1.1) -> int:
+    """Steps of learning rate `rate` in which every component of every seed is fitted."""
+    return int(np.ceil(slack * last_fit(setting, depth=depth, scale=scale, alpha=alpha) / rate))
+
+
+def worst(values, axes=None) -> np.ndarray:
+    """Largest value a seed (over all axes but the first), as NumPy."""
+    values = np.asarray(values, float)
+    axes = tuple(range(1, values.ndim)) if axes is None else axes
+    return np.max(values, axis=axes)
