@@ -9,8 +9,9 @@ where `K` is the tangent kernel and `α_l` the relative learning rate of factor 
 outer factors, 1 for those between. With one rate for all, `K = L σ^{2 − 2/L}`.
 
 Times are flow times: one step of gradient descent of learning rate `η` advances the flow by `η`.
-Arguments broadcast against each other; every function composes with `jit`, `vmap` and `grad`. The
-precision is that of the arguments, and the initial value `ε^L` must be representable in it.
+Arguments broadcast against each other, and every function composes with `jit`, `vmap` and `grad`.
+Precision is that of the arguments, in which `ε^L` must be representable. An argument out of range
+raises `ValueError` with its name; values that are traced are not checked.
 """
 
 from functools import partial
@@ -26,18 +27,12 @@ from jaxtyping import Array, Float
 
 
 def mode_time(
-    level: ArrayLike,
-    target: ArrayLike,
-    /,
-    *,
-    depth: int,
-    scale: ArrayLike,
-    alpha: ArrayLike = 1.0,
+    level: ArrayLike, target: ArrayLike, /, *, depth: int, scale: ArrayLike, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:
     """Flow time at which a singular value that starts at `ε^L` reaches `level`.
 
     `t = ∫ dσ / (K(σ) (σ* − σ))` from `ε^L` to `level`: in closed form for `L ≤ 2`, by Gauss-Legendre
-    quadrature, to rounding, for `L ≥ 3`.
+    quadrature to rounding for `L ≥ 3`.
 
     Parameters
     ----------
@@ -48,8 +43,8 @@ def mode_time(
     scale
         `ε > 0`, initial value of every factor.
     alpha
-        `α ≥ 0`, ratio of outer to middle learning rate. `α = 0` freezes the outer factors; for
-        `L ≤ 2` there are no others.
+        `α ≥ 0`, ratio of outer to middle learning rate. With `α = 0` only the middle factors learn,
+        so it takes `L ≥ 3`. The number 1 (not an array of ones) is the cheapest.
 
     Returns
     -------
@@ -58,24 +53,19 @@ def mode_time(
     Raises
     ------
     ValueError
-        If an argument is out of range. Values that are traced are not checked.
+        If `depth` is not an integer of at least 1, or another argument is out of range.
 
     References
     ----------
-    docs/theory.md 2.2 and, for `alpha ≠ 1`, 2.5.
+    docs/theory.md 2.2 and, for `α ≠ 1`, 2.5.
     """
-    mode, level = _mode(target, depth, scale, alpha, level=level)
-    return _time(level, mode, depth=depth)
+    _check("level", level, lambda v: v >= 0, "at least 0")
+    mode, level = _mode(target, depth, scale, alpha, level)
+    return _flow_time(level, mode, depth=depth)
 
 
 def mode_trajectory(
-    t: ArrayLike,
-    target: ArrayLike,
-    /,
-    *,
-    depth: int,
-    scale: ArrayLike,
-    alpha: ArrayLike = 1.0,
+    t: ArrayLike, target: ArrayLike, /, *, depth: int, scale: ArrayLike, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:
     """Singular value `σ(t)` under gradient flow from `σ(0) = ε^L`: the inverse of `mode_time`.
 
@@ -88,20 +78,21 @@ def mode_trajectory(
 
     Returns
     -------
-    Singular values, of the arguments' common shape. Below `eps^4 ε^L`, with `eps` the rounding unit,
-    the decay of a mode whose target is zero is not followed any further.
+    Singular values, of the arguments' common shape. For `L ≥ 3` the decay of a mode whose target is
+    zero is not followed below `u^4 ε^L`, with `u` the rounding unit.
 
     Raises
     ------
     ValueError
-        If an argument is out of range. Values that are traced are not checked.
+        If `depth` is not an integer of at least 1, or another argument is out of range.
 
     References
     ----------
-    docs/theory.md 2.2, 2.3 (`L = 2`) and, for `alpha ≠ 1`, 2.5.
+    docs/theory.md 2.2, 2.3 (`L = 2`) and, for `α ≠ 1`, 2.5.
     """
-    mode, t = _mode(target, depth, scale, alpha, t=t)
-    return _value(t, mode, depth=depth)
+    _check("t", t, lambda v: v >= 0, "at least 0")
+    mode, t = _mode(target, depth, scale, alpha, t)
+    return _flow_value(t, mode, depth=depth)
 
 
 def mode_descent(
@@ -117,7 +108,7 @@ def mode_descent(
 ) -> Float[Array, "n ..."]:
     """Singular value under gradient descent: the exact map, not an approximation by the flow.
 
-    `x_l ← x_l + α_l η (σ* − σ) σ / x_l` for all factors at once, `σ = x_1 ⋯ x_L`.
+    `x_l ← x_l + α_l η (σ* − σ) σ / x_l` for all factors at once, with `σ = x_1 ⋯ x_L`.
 
     Parameters
     ----------
@@ -136,15 +127,16 @@ def mode_descent(
     Raises
     ------
     ValueError
-        If an argument is out of range. Values that are traced are not checked.
+        If `depth`, `steps` or `record_every` is not an integer or another argument is out of range.
 
     References
     ----------
     docs/theory.md 2.1.
     """
-    for name, value, least in (("steps", steps, 0), ("record_every", record_every, 1)):
-        _check(name, value, lambda v, least=least: v >= least, f"at least {least}")
-    mode, rate = _mode(target, depth, scale, alpha, learning_rate=learning_rate)
+    _check_integer("steps", steps, least=0)
+    _check_integer("record_every", record_every, least=1)
+    _check("learning_rate", learning_rate, lambda v: v > 0, "more than 0")
+    mode, rate = _mode(target, depth, scale, alpha, learning_rate)
     records = steps // record_every
     return _descend(rate, mode, depth=depth, records=records, record_every=record_every)
 
@@ -163,21 +155,16 @@ def fit_time(
     This is `mode_time` to `(1 − tolerance) σ*`, or to `(1 + tolerance) σ*` for a component that starts
     above its target. It is 0 for one that starts fitted and `inf` for a target of zero.
 
-    Raises
-    ------
-    ValueError
-        If an argument is out of range. Values that are traced are not checked.
-
     References
     ----------
-    docs/theory.md 1.6, 2.2 and, for `alpha ≠ 1`, 2.5.
+    docs/theory.md 1.6, 2.2 and, for `α ≠ 1`, 2.5.
     """
-    mode, tolerance = _mode(target, depth, scale, alpha, tolerance=tolerance)
-    start, goal = mode.scale**depth, mode.target
-    slack = tolerance * goal
-    level = jnp.where(start < goal, goal - slack, goal + slack)
-    fitted = jnp.abs(start - goal) <= slack
-    return _time(jnp.where(fitted, start, level), mode, depth=depth)
+    _check("tolerance", tolerance, lambda v: v > 0, "more than 0")
+    mode, tolerance = _mode(target, depth, scale, alpha, tolerance)
+    start, slack = mode.scale**depth, tolerance * mode.target
+    level = jnp.where(start < mode.target, mode.target - slack, mode.target + slack)
+    fitted = jnp.abs(start - mode.target) <= slack
+    return _flow_time(jnp.where(fitted, start, level), mode, depth=depth)
 
 
 def fit_time_small_scale(
@@ -187,25 +174,20 @@ def fit_time_small_scale(
 
     - `L ≥ 3`: `ε^{−(L − 2)} / ((L − 2) σ*)`, whatever the tolerance `c`;
     - `L = 2`: `(ln(σ* / ε²) + ln((1 − c) / c)) / (2 σ*)`;
-    - `L = 1`: `ln(1 / c)`: all components are learned at the same time.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range. Values that are traced are not checked.
+    - `L = 1`: `ln(1 / c)`, the same for all components.
 
     References
     ----------
     docs/theory.md 2.4.
     """
-    mode, c = _mode(target, depth, scale, 1.0, tolerance=tolerance)
+    _check("tolerance", tolerance, lambda v: (0 < v) & (v < 1), "between 0 and 1")
+    mode, c = _mode(target, depth, scale, 1.0, tolerance)
     if depth == 1:
         return -jnp.log(c)
     if depth == 2:
-        return (jnp.log(mode.target / mode.scale**2) + jnp.log1p(-c) - jnp.log(c)) / (
-            2 * mode.target
-        )
-    return 1 / ((depth - 2) * mode.scale ** (depth - 2) * mode.target)
+        odds = (1 - c) / c
+        return jnp.log(odds * mode.target / mode.scale**2) / (2 * mode.target)
+    return mode.scale ** (2 - depth) / ((depth - 2) * mode.target)
 
 
 def plateau_losses(targets: Float[ArrayLike, " r"], /) -> Float[Array, " r+1"]:
@@ -220,10 +202,10 @@ def plateau_losses(targets: Float[ArrayLike, " r"], /) -> Float[Array, " r+1"]:
     ----------
     docs/theory.md 1.6.
     """
-    energy = jnp.asarray(targets) ** 2 / 2
-    if energy.ndim != 1:
-        raise ValueError(f"targets has shape {energy.shape}, expected (r,)")
-    return jnp.pad(jnp.cumsum(energy[::-1])[::-1], (0, 1))
+    (targets,) = _broadcast(targets)
+    if targets.ndim != 1:
+        raise ValueError(f"targets has shape {targets.shape}, expected (r,)")
+    return jnp.pad(jnp.cumsum(targets[::-1] ** 2 / 2)[::-1], (0, 1))
 
 
 # --- Conservation and stability ---------------------------------------------------------------------
@@ -251,40 +233,39 @@ def singular_value_rate(
     ----------
     docs/theory.md 4.3; Arora et al. 2019 (arXiv 1905.13655), theorem 3.
     """
-    _check_depth(depth)
+    _check_integer("depth", depth, least=1)
     aligned = jnp.einsum("ir,ij,jr->r", u, residual, v, precision=jax.lax.Precision.HIGHEST)
     return depth * sigma ** (2 - 2 / depth) * aligned
 
 
 def balance_step(
-    factors: Float[Array, "... L"], target: ArrayLike, /, *, learning_rate: ArrayLike
+    factors: Float[ArrayLike, "... L"], target: ArrayLike, /, *, learning_rate: ArrayLike
 ) -> Float[Array, "... L L"]:
     """Imbalances `b_ij = x_i² − x_j²` of scalar factors after one step of gradient descent.
 
-    `b_ij ← b_ij (1 − η² (σ − σ*)² σ² / (x_i x_j)²)`: exact, where gradient flow conserves them.
+    `b_ij ← b_ij (1 − η² (σ − σ*)² σ² / (x_i x_j)²)`, exactly; gradient flow conserves them.
 
     Parameters
     ----------
     factors
         `x_1, …, x_L` along the last axis, before the step.
-    target
-        `σ*`, of the shape of the other axes.
+    target, learning_rate
+        `σ*` and `η`, scalars or of the shape of the other axes.
 
     References
     ----------
     docs/theory.md 4.2.
     """
-    factors = jnp.asarray(factors)
-    depth = factors.shape[-1]
-    one = jnp.eye(depth, dtype=bool)
-    left_out = one[:, None, :] | one[None, :, :]  # without a division, for factors of zero
-    others = jnp.prod(
-        jnp.where(left_out, 1, jnp.expand_dims(factors, (-3, -2))), axis=-1
-    )
-    step = jnp.asarray(learning_rate * (target - jnp.prod(factors, axis=-1)))
-    squares = factors**2
-    imbalance = squares[..., :, None] - squares[..., None, :]
-    return imbalance * (1 - (step[..., None, None] * others) ** 2)
+
+    @partial(jnp.vectorize, signature="(l),(),()->(l,l)")
+    def imbalance(x, target, rate):
+        own = jnp.eye(len(x), dtype=bool)
+        kept = ~(own[:, None, :] | own[None, :, :])
+        others = jnp.prod(jnp.where(kept, x[None, None, :], 1), axis=-1)  # σ / (x_i x_j)
+        drift = rate * (jnp.prod(x) - target) * others
+        return (x[:, None] ** 2 - x[None, :] ** 2) * (1 - drift**2)
+
+    return imbalance(*_cast(factors, target, learning_rate))
 
 
 def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float[Array, "..."]:
@@ -301,23 +282,23 @@ def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float
 
     References
     ----------
-    docs/theory.md 5.1 and, for `alpha ≠ 1`, 5.2.
+    docs/theory.md 5.1 and, for `α ≠ 1`, 5.2.
     """
-    _check_depth(depth)
+    _check_integer("depth", depth, least=1)
+    _check("top", top, lambda v: v >= 0, "at least 0")
+    _check("alpha", alpha, lambda v: v >= 0, "at least 0")
     top, alpha = _broadcast(top, alpha)
-    _check("top", top, lambda v: v >= 0, "non-negative singular values")
-    _check("alpha", alpha, lambda v: v >= 0, "a non-negative ratio of learning rates")
     return depth * top ** (2 - 2 / depth) * alpha ** min(1.0, 2 / depth)
 
 
 def edge_of_stability(
     top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:
-    """Learning rate `2 / sharpness` below which gradient descent converges to the minimum.
+    """Learning rate `2 / sharpness` below which the minimum attracts gradient descent.
 
     References
     ----------
-    docs/theory.md 5.1 and, for `alpha ≠ 1`, 5.2.
+    docs/theory.md 5.1 and, for `α ≠ 1`, 5.2.
     """
     return 2 / sharpness(top, depth=depth, alpha=alpha)
 
@@ -334,15 +315,15 @@ def explicit_steps(
 ) -> Float[Array, " r"]:
     """Steps until each component is fitted when stability, not accuracy, limits their length.
 
-    `fit_time(σ*_i) · sharpness(σ*_1) / step_rate`: from the time component 1 is fitted, an explicit
-    method can make no step longer than `step_rate / sharpness`, while component `i` still waits.
+    `fit_time(σ*_i) · sharpness(σ*_1) / step_rate`: once component 1 is fitted, an explicit method can
+    make no step longer than `step_rate / sharpness`, however slowly component `i` moves.
 
     Parameters
     ----------
     targets
         `(r,)`: singular values of the target, in any order.
     depth, scale, tolerance, alpha
-        As in `fit_time`; scalars.
+        As in `fit_time`; all but `depth` broadcast against `targets`.
     step_rate
         Step length times fastest rate: 1 for gradient descent at half the edge of stability, 2 at the
         edge, about 3 for Runge-Kutta methods of order 4 or 5.
@@ -352,18 +333,17 @@ def explicit_steps(
     docs/theory.md 2.6.
     """
     wait = fit_time(targets, depth=depth, scale=scale, tolerance=tolerance, alpha=alpha)
-    fastest = sharpness(jnp.max(jnp.asarray(targets)), depth=depth, alpha=alpha)
-    return wait * jnp.expand_dims(fastest / step_rate, 0)
+    return wait * sharpness(jnp.max(jnp.asarray(targets)), depth=depth, alpha=alpha) / step_rate
 
 
 # --- How: time as an integral over a variable in which the motion is nearly uniform -----------------
 #
 # Below the target s = ln(σ / (σ* − σ)), above it s = −ln(σ − σ*); both grow, ṡ = K(σ) max(1, σ*/σ).
-# Close to the target ṡ is constant, far from it an exponential of s: 1/ṡ is analytic in the strip
-# |Im s| < π/2, so Gauss-Legendre quadrature converges geometrically, at a rate set by the panel's
-# width alone. Nothing overflows or cancels, at any time and from either side, and σ* = 0 is no
-# exception. (For α = 1 the integral is elementary, a sum of logarithms over the L-th roots of unity,
-# but that sum cancels for short times and for starts far above the target.)
+# Close to the target ṡ is constant, far from it an exponential of s; between, 1/ṡ is analytic in the
+# strip |Im s| < π/2, so that Gauss-Legendre quadrature converges geometrically on panels of fixed
+# width. Nothing cancels or overflows, at any time and from either side, σ* = 0 included. (For α = 1
+# the integral is elementary, logarithms at the L-th roots of unity, but their sum cancels for short
+# times and for starts far above the target.)
 
 
 class _Mode(NamedTuple):
@@ -381,7 +361,7 @@ def _gauss_legendre(panels: int, order: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes.ravel(), np.tile(w / 2 / panels, panels)
 
 
-_WHOLE_WAY = _gauss_legendre(panels=8, order=48)  # reaches rounding over |Δs| < 150, and α = 1/2
+_WHOLE_WAY = _gauss_legendre(panels=8, order=48)
 _STRIDE, _ONE_STRIDE = 2.5, _gauss_legendre(panels=1, order=16)
 
 
@@ -398,20 +378,27 @@ def _log_sigma(s, mode, depth):
     return jnp.where(rising, below, above)
 
 
-def _log_kernel(log_sigma, mode, depth):
+def _speed(s, mode, depth):
+    """`ṡ = K(σ) max(1, σ*/σ)`."""
+    log_sigma = _log_sigma(s, mode, depth)
     if mode.alpha is None:
-        return jnp.log(depth) + (2 - 2 / depth) * log_sigma
-    outer, middle = _squared_factors(log_sigma, mode, depth)
-    return jnp.log(2 * mode.alpha / outer + (depth - 2) / middle) + 2 * log_sigma
+        log_kernel = jnp.log(depth) + (2 - 2 / depth) * log_sigma
+    else:
+        outer, middle = _squared_factors(log_sigma, mode, depth)
+        log_kernel = 2 * log_sigma + jnp.log(2 * mode.alpha / outer + (depth - 2) / middle)
+    rising = mode.scale**depth < mode.target
+    boost = jnp.where(rising, jnp.log(jnp.where(rising, mode.target, 1)) - log_sigma, 0)
+    speed = jnp.exp(log_kernel + boost)
+    return jnp.maximum(speed, jnp.finfo(speed.dtype).tiny)  # in float32 it can underflow
 
 
 def _squared_factors(log_sigma, mode, depth):
-    """Solve `x_o² x_m^{L−2} = σ` and `x_o² − α x_m² = (1 − α) ε²` for `x_o²` and `x_m²`, `L ≥ 3`.
+    """Solve `x_o² x_m^{L−2} = σ²` on the flow's invariant: `x_o²` and `x_m²`, for `L ≥ 3`.
 
-    The unknown is the logarithm `u` of the square that can vanish, the outer one if `α > 1`, in units
-    of `ε²`. The other one is `1 − a + a e^u`, all terms positive, and the equation to solve,
-    `p u + q ln(1 − a + a e^u) = ln(σ / ε^L)`, convex with slopes between `p` and `L/2`: Newton's
-    method converges from anywhere, and eight steps reach rounding from the solution for `α = 1`.
+    The invariant is `x_o² − α x_m² = (1 − α) ε²`. The unknown `u` is the logarithm of the square that
+    can vanish, in units of `ε²`: the outer one if `α ≥ 1`. The other one then is `1 − a + a e^u`, and
+    `p u + q ln(1 − a + a e^u) = ln(σ / ε^L)` is convex in `u` with slopes between `p` and `L/2`.
+    Newton's method converges from anywhere; from the root for `α = 1`, to rounding in eight steps.
     """
     slow = mode.alpha < 1
     a = jnp.where(slow, mode.alpha, 1 / jnp.where(slow, 1, mode.alpha))
@@ -422,30 +409,19 @@ def _squared_factors(log_sigma, mode, depth):
     for _ in range(8):
         u = jax.lax.stop_gradient(u)  # the derivative of the root is that of the last step
         other = 1 - a + a * jnp.exp(u)
-        slope = p + q * a * jnp.exp(u) / other
-        u = u - (p * u + q * jnp.log(other) - goal) / slope
-    first, other = mode.scale**2 * jnp.exp(u), mode.scale**2 * (1 - a + a * jnp.exp(u))
-    return jnp.where(slow, other, first), jnp.where(slow, first, other)
+        u = u - (p * u + q * jnp.log(other) - goal) / (p + q * a * jnp.exp(u) / other)
+    vanishing, other = mode.scale**2 * jnp.exp(u), mode.scale**2 * (1 - a + a * jnp.exp(u))
+    return jnp.where(slow, other, vanishing), jnp.where(slow, vanishing, other)
 
 
-def _speed(s, mode, depth):
-    """`ṡ = K(σ) max(1, σ*/σ)`."""
-    rising = mode.scale**depth < mode.target
-    log_sigma = _log_sigma(s, mode, depth)
-    log_target = jnp.log(jnp.where(rising, mode.target, 1))
-    boost = jnp.where(rising, log_target - log_sigma, 0)
-    speed = jnp.exp(_log_kernel(log_sigma, mode, depth) + boost)
-    return jnp.maximum(speed, jnp.finfo(speed.dtype).tiny)  # in float32 it can underflow
-
-
-def _duration(start, width, mode, depth, rule):
-    """Flow time from `s = start` to `start + width`."""
+def _duration(s, move, mode, depth, rule):
+    """Flow time from position `s` to `s + move`."""
 
     def part(node, weight):
-        return weight / _speed(start + node * width, mode, depth)
+        return weight / _speed(s + node * move, mode, depth)
 
-    nodes, weights = (jnp.asarray(array, width.dtype) for array in rule)
-    return width * jnp.sum(jax.vmap(part)(nodes, weights), axis=0)
+    nodes, weights = (jnp.asarray(array, move.dtype) for array in rule)
+    return move * jnp.sum(jax.vmap(part)(nodes, weights), axis=0)
 
 
 def _travel(time, start, end, mode, depth):
@@ -460,66 +436,65 @@ def _travel(time, start, end, mode, depth):
         s, _, move = carry
         return jnp.any(jnp.abs(move) > 4 * jnp.finfo(s.dtype).eps * (1 + jnp.abs(s)))
 
-    first_move = jnp.full_like(start, _STRIDE)
-    return jax.lax.while_loop(moving, step, (start, time, first_move))[0]
+    return jax.lax.while_loop(moving, step, (start, time, jnp.full_like(start, _STRIDE)))[0]
 
 
 @partial(jax.jit, static_argnames="depth")
-def _time(level, mode, depth):
+def _flow_time(level, mode, *, depth):
     start, target = mode.scale**depth, mode.target
-    near_start = jnp.abs(level - start) <= 4 * jnp.finfo(start.dtype).eps * start
-    rises = (start <= level) & (level < target)
-    falls = (target < level) & (level <= start)
-    level = jnp.where(rises | falls, level, start)
-    gap = jnp.where(start == target, 1, target - level)  # a mode that starts at its target stays
+    stays = start == target
+    passed = ((start <= level) & (level < target)) | ((target < level) & (level <= start))
+    at_start = jnp.abs(level - start) <= 4 * jnp.finfo(start.dtype).eps * start
+    level = jnp.where(passed, level, start)
+    gap = jnp.where(stays, 1, target - level)
     if depth == 1:
         time = jnp.log1p((level - start) / gap) / mode.alpha
     elif depth == 2:
-        z = (level - start) / (start * gap)
-        time = z * _log1p_ratio(z * target) / (2 * mode.alpha)
+        rise = (level - start) / (start * gap)
+        time = _log1p_over(target, rise) / (2 * mode.alpha)
     else:
-        mode = mode._replace(target=jnp.where(start == target, 2 * start, target))
+        mode = mode._replace(target=jnp.where(stays, 2 * start, target))
         origin = _position(start, mode, depth)
         time = _duration(origin, _position(level, mode, depth) - origin, mode, depth, _WHOLE_WAY)
-    return jnp.where(rises | falls | near_start, time, jnp.inf)
+    return jnp.where(passed | at_start, time, jnp.inf)
 
 
 @partial(jax.jit, static_argnames="depth")
-def _value(t, mode, depth):
+def _flow_value(t, mode, *, depth):
     start, target = mode.scale**depth, mode.target
     if depth == 1:
         return start * jnp.exp(-mode.alpha * t) - target * jnp.expm1(-mode.alpha * t)
     if depth == 2:
-        z = 2 * mode.alpha * target * t
-        return start / (jnp.exp(-z) + start * _saturating(2 * mode.alpha * t, target))
+        clock = 2 * mode.alpha * t
+        return start / (jnp.exp(-target * clock) + start * _expm1_over(target, clock))
 
     stays = start == target
     mode = mode._replace(target=jnp.where(stays, 2 * start, target))
-    eps = jnp.finfo(start.dtype).eps
+    info = jnp.finfo(start.dtype)
     origin = _position(start, mode, depth)
-    faded = jnp.minimum(origin - 4 * jnp.log(eps), -jnp.log(jnp.finfo(start.dtype).tiny))
-    end = jnp.where(start < mode.target, -jnp.log(eps), faded)
+    faded = jnp.minimum(origin - 4 * jnp.log(info.eps), -jnp.log(info.tiny))
+    end = jnp.maximum(origin, jnp.where(start < target, -jnp.log(info.eps), faded))
 
-    still, origin_, end_ = jax.lax.stop_gradient((mode, origin, end))
-    t = jnp.minimum(t, _duration(origin_, end_ - origin_, still, depth, _WHOLE_WAY))
-    s = _travel(jax.lax.stop_gradient(t), origin_, end_, still, depth)
+    origin_, end_, mode_ = jax.lax.stop_gradient((origin, end, mode))
+    t = jnp.minimum(t, _duration(origin_, end_ - origin_, mode_, depth, _WHOLE_WAY))
+    s = _travel(jax.lax.stop_gradient(t), origin_, end_, mode_, depth)
     # One more step of Newton's method, this one differentiated, has the derivatives of the inverse.
     s = s + _speed(s, mode, depth) * (t - _duration(origin, s - origin, mode, depth, _WHOLE_WAY))
     return jnp.where(stays, target, jnp.exp(_log_sigma(s, mode, depth)))
 
 
-def _log1p_ratio(x):
-    """`log(1 + x) / x` for `x ≥ 0`."""
-    small = x < jnp.sqrt(jnp.finfo(x.dtype).eps)
-    safe = jnp.where(small, 1, x)
-    return jnp.where(small, 1 - x / 2, jnp.log1p(safe) / safe)
+def _log1p_over(rate, x):
+    """`log(1 + rate x) / rate`, also for a rate of zero."""
+    small = rate * x < jnp.sqrt(jnp.finfo(x.dtype).eps)
+    safe = jnp.where(small, 1, rate)
+    return jnp.where(small, x * (1 - rate * x / 2), jnp.log1p(safe * x) / safe)
 
 
-def _saturating(time, rate):
-    """`(1 − e^{−rate · time}) / rate` for `rate ≥ 0`."""
-    x = rate * time
-    small = x < jnp.sqrt(jnp.finfo(x.dtype).eps)
-    return jnp.where(small, time * (1 - x / 2), -jnp.expm1(-x) / jnp.where(small, 1, rate))
+def _expm1_over(rate, x):
+    """`(1 − e^{−rate x}) / rate`, also for a rate of zero."""
+    small = rate * x < jnp.sqrt(jnp.finfo(x.dtype).eps)
+    safe = jnp.where(small, 1, rate)
+    return jnp.where(small, x * (1 - rate * x / 2), -jnp.expm1(-safe * x) / safe)
 
 
 @partial(jax.jit, static_argnames=("depth", "records", "record_every"))
@@ -538,57 +513,52 @@ def _descend(rate, mode, *, depth, records, record_every):
         return new_outer, middle + push * outer**ends * middle ** (between - 1)
 
     def record(factors, _):
-        factors = jax.lax.fori_loop(0, record_every, step, factors)
-        return factors, factors
+        outer, middle = factors
+        return jax.lax.fori_loop(0, record_every, step, factors), outer**ends * middle**between
 
-    start = (mode.scale, mode.scale)
-    _, history = jax.lax.scan(record, start, length=records)
-    outer, middle = (
-        jnp.concatenate([first[None], rest]) for first, rest in zip(start, history, strict=True)
-    )
-    return outer**ends * middle**between
+    last, sigma = jax.lax.scan(record, (mode.scale, mode.scale), length=records)
+    return jnp.concatenate([sigma, record(last, None)[1][None]])
 
 
 # --- Arguments --------------------------------------------------------------------------------------
 
 
-def _mode(target, depth, scale, alpha, **argument) -> tuple[_Mode, Array]:
-    """Check the arguments of a mode and one more, named one, and bring all to one shape and dtype."""
-    ((name, value),) = argument.items()
-    _check_depth(depth)
-    _check("target", target, lambda v: v >= 0, "non-negative singular values")
-    _check("scale", scale, lambda v: v > 0, "a positive initialization scale")
-    _check("alpha", alpha, lambda v: v >= 0, "a non-negative ratio of learning rates")
+def _mode(target, depth, scale, alpha, other) -> tuple[_Mode, Array]:
+    """A mode and one more array, checked and brought to one shape and data type."""
+    _check_integer("depth", depth, least=1)
+    _check("target", target, lambda v: v >= 0, "at least 0")
+    _check("scale", scale, lambda v: v > 0, "more than 0")
+    _check("alpha", alpha, lambda v: v >= 0, "at least 0")
     if depth <= 2:
-        _check("alpha", alpha, lambda v: v > 0, f"more than 0: depth={depth} has only outer factors")
-    if name in ("learning_rate", "tolerance"):
-        _check(name, value, lambda v: v > 0, "more than 0")
-    else:
-        _check(name, value, lambda v: v >= 0, "at least 0")
-    if depth > 2 and isinstance(alpha, int | float) and alpha == 1:
-        target, scale, value = _broadcast(target, scale, value)
-        return _Mode(target, scale, None), value
-    target, scale, alpha, value = _broadcast(target, scale, alpha, value)
-    return _Mode(target, scale, alpha), value
+        _check("alpha", alpha, lambda v: v > 0, f"more than 0: all {depth} factors are outer ones")
+    elif isinstance(alpha, int | float) and alpha == 1:
+        target, scale, other = _broadcast(target, scale, other)
+        return _Mode(target, scale, None), other
+    target, scale, alpha, other = _broadcast(target, scale, alpha, other)
+    return _Mode(target, scale, alpha), other
 
 
-def _broadcast(*values: ArrayLike) -> list[Array]:
+def _cast(*values: ArrayLike) -> list[Array]:
+    """Arrays of one inexact data type, which is that of the most precise argument."""
     arrays = [jnp.asarray(value) for value in values]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(1.0, *arrays)
-    return jnp.broadcast_arrays(*(array.astype(dtype) for array in arrays))
+    return [array.astype(dtype) for array in arrays]
 
 
-def _check_depth(depth):
-    if not isinstance(depth, int) or depth < 1:
-        raise ValueError(f"depth={depth}, expected an integer of at least 1")
+def _broadcast(*values: ArrayLike) -> list[Array]:
+    return jnp.broadcast_arrays(*_cast(*values))
+
+
+def _check_integer(name, value, *, least):
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value}, expected an integer of at least {least}")
 
 
 def _check(name, value, holds, expected):
     """Raise `ValueError` where a concrete argument is not finite or out of range."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    value = np.asarray(value)
-    bad = value[~(np.isfinite(value) & holds(value))]
-    if bad.size:
-        raise ValueError(f"{name}={bad.flat[0]}, expected {expected}")
+    if not isinstance(value, jax.core.Tracer):
+        value = np.asarray(value)
+        bad = value[~(np.isfinite(value) & holds(value))]
+        if bad.size:
+            raise ValueError(f"{name}={bad.flat[0]}, expected {expected}")

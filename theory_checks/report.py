@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from theory_checks.registry import Check, Curve
     from theory_checks.runner import Result
 
-PAPER = "https://arxiv.org/abs/2311.05061"
 LABELS = {"pass": "pass", "fail": "FAIL", "vacuous": "VACUOUS", "error": "ERROR"}
 STYLES = {"pass": "green", "fail": "bold red", "vacuous": "bold yellow", "error": "bold magenta"}
 RAMP = ("#5560b0", "#2f86b0", "#35a39a", "#9cc463")
@@ -102,9 +102,7 @@ def print_verdict(
         console.print(Text(f"report: {path}"), soft_wrap=True)
 
 
-def write(
-    folder: Path, about: dict[str, Any], results: Sequence["Result"]
-) -> tuple[Path, Path]:
+def write(folder: Path, about: dict[str, Any], results: Sequence["Result"]) -> tuple[Path, Path]:
     """Write `report.html` and `report.json` to `folder`, both or none; returns their paths."""
     entries = [result.summary() for result in results]
     verdict = _verdict(about, results)
@@ -178,7 +176,9 @@ def _page(
         axis=axis.labels(),
         rows="\n".join(_row(entry, axis) for entry in entries),
         sections="\n".join(
-            _section(entry, axis, [_panel(curve, f"c{index}-{n}-") for n, curve in enumerate(drawn)])
+            _section(
+                entry, axis, [_panel(curve, f"c{index}-{n}-") for n, curve in enumerate(drawn)]
+            )
             for index, (entry, drawn) in enumerate(zip(entries, curves, strict=True))
         ),
     )
@@ -211,32 +211,32 @@ def _terms(terms: dict[str, str]) -> str:
     )
 
 
-def _summary_row(entry: dict[str, Any], decades: range) -> str:
+def _row(entry: dict[str, Any], axis: "_Axis") -> str:
     refuted = sum(control["refuted"] for control in entry["control"])
+    cells = (
+        ("", _badge(entry)),
+        ("num", _number(entry["error"], 2)),
+        ("num", _number(entry["tolerance"], 2)),
+        ("dots", axis.strip(entry, claim=True, controls=entry["control"])),
+        ("num", f"{refuted}/{len(entry['control'])}" if entry["control"] else "–"),
+        ("num", _seconds(entry["seconds"])),
+    )
+    name = f'<th scope="row"><a href="#{_anchor(entry)}">{escape(entry["name"])}</a></th>'
     return (
-        f'<tr><th scope="row"><a href="#{_anchor(entry)}">{escape(entry["name"])}</a></th>'
-        f"<td>{_badge(entry)}</td>"
-        f'<td class="num">{_number(entry["error"], 2)}</td>'
-        f'<td class="num">{_number(entry["tolerance"], 2)}</td>'
-        f'<td class="dots">{_strip(_claim_marks(entry) + _control_marks(entry), decades)}</td>'
-        f'<td class="num">{refuted}/{len(entry["control"])}</td>'
-        f'<td class="num">{_seconds(entry["seconds"])}</td></tr>'
+        f"<tr>{name}" + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in cells) + "</tr>"
     )
 
 
-def _section(
-    index: int, entry: dict[str, Any], curves: Sequence["Curve"], decades: range
-) -> str:
-    panels = "".join(_panel(curve, f"c{index}-{n}-") for n, curve in enumerate(curves))
+def _section(entry: dict[str, Any], axis: "_Axis", panels: list[str]) -> str:
     detail = f'<p class="detail">{escape(entry["detail"])}</p>' if entry["detail"] else ""
-    evidence = _headline(entry) + _errors(entry, decades) if entry["tolerance"] is not None else ""
+    evidence = _headline(entry) + _errors(entry, axis) if entry["tolerance"] is not None else ""
     return f"""<section id="{_anchor(entry)}">
 <h2>{escape(entry["name"])} {_badge(entry)}</h2>
 <p class="claim">{escape(entry["claim"])}</p>
 <p class="source">{escape(entry["source"])} · {_seconds(entry["seconds"])}</p>
 {detail}
 <div class="evidence">{evidence}</div>
-<div class="curves">{panels}</div>
+<div class="curves">{"".join(panels)}</div>
 </section>"""
 
 
@@ -250,23 +250,24 @@ def _headline(entry: dict[str, Any]) -> str:
     more = len(pairs) - MAX_ROWS
     note = f'<p class="note">{more} more in report.json</p>' if more > 0 else ""
     head = '<tr><th></th><th class="num">predicted</th><th class="num">measured</th></tr>'
-    return f'<div><table class="headline"><thead>{head}</thead>{rows}</table>{note}</div>'
+    table = f'<table class="headline"><thead>{head}</thead><tbody>{rows}</tbody></table>'
+    return f"<div>{table}{note}</div>"
 
 
-def _errors(entry: dict[str, Any], decades: range) -> str:
-    rows = [(f"claim: {entry['quantity']}", entry["error"], _claim_marks(entry))]
-    for control, mark in zip(entry["control"], _control_marks(entry), strict=True):
-        rows.append((f"control: {control['broken']}", control["error"], [mark]))
+def _errors(entry: dict[str, Any], axis: "_Axis") -> str:
+    rows = [(f"claim: {entry['quantity']}", entry["error"], axis.strip(entry, True, []))]
+    for control in entry["control"]:
+        strip = axis.strip(entry, False, [control])
+        rows.append((f"control: {control['broken']}", control["error"], strip))
     body = "".join(
-        f'<tr><th scope="row">{escape(label)}</th><td class="dots">{_strip(marks, decades)}</td>'
+        f'<tr><th scope="row">{escape(label)}</th><td class="dots">{strip}</td>'
         f'<td class="num">{_number(error, 2)}</td></tr>'
-        for label, error, marks in rows
+        for label, error, strip in rows
     )
     seeds = ", ".join(_number(error, 2) for error in entry["errors_by_seed"])
     return f"""<div><table class="errors">
-<thead><tr><th></th><th class="dots">{_strip([], decades, axis=True)}</th>
-<th class="num">error</th></tr></thead>
-{body}</table>
+<thead><tr><th></th><th class="dots">{axis.labels()}</th><th class="num">error</th></tr></thead>
+<tbody>{body}</tbody></table>
 <p class="note">Tolerance {_number(entry["tolerance"], 2)}: {escape(entry["tolerance_reason"])}.
 Errors by seed: {seeds}.</p></div>"""
 
@@ -284,13 +285,15 @@ def _number(value: Any, digits: int = 6) -> str:
         return "–"
     if isinstance(value, str | bool):
         return escape({"inf": "∞", "-inf": "−∞"}.get(str(value), str(value)))
-    if math.isinf(value):
-        return "∞"
-    mantissa, _, exponent = f"{value:.{digits}g}".replace("-", "−").partition("e")
+    mantissa, _, exponent = f"{value:.{digits}g}".replace("inf", "∞").partition("e")
+    factor = mantissa.replace("-", "−")
     if not exponent:
-        return mantissa
-    power = f"10<sup>{exponent[0].strip('+')}{exponent[1:].lstrip('0')}</sup>"
-    return power if mantissa == "1" else f"{mantissa} · {power}"
+        return factor
+    return _power(int(exponent)) if factor == "1" else f"{factor} · {_power(int(exponent))}"
+
+
+def _power(exponent: int) -> str:
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _text(value: Any) -> str:
@@ -300,7 +303,7 @@ def _text(value: Any) -> str:
 
 
 def _pairs(label: str, predicted: Any, measured: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Line up nested values leaf by leaf; a single number on one side goes with all of the other."""
+    """Line up nested values leaf by leaf; one number against many goes with each."""
     sides = [
         dict(enumerate(side, 1)) if isinstance(side, list) else side
         for side in (predicted, measured)
@@ -328,7 +331,7 @@ class _Axis:
         self.high = min(9, math.ceil(max([1.5, *logs])))
 
     def place(self, ratio: float) -> float:
-        """Position in percent; what lies beyond the axis, zero and infinity included, at its end."""
+        """Position in percent; what lies beyond the axis, as zero and infinity do, at its end."""
         log = math.log10(ratio) if 0 < ratio < math.inf else (math.inf if ratio else -math.inf)
         log = min(max(log, self.low), self.high)
         return round(3 + 94 * (log - self.low) / (self.high - self.low), 2)
@@ -336,10 +339,14 @@ class _Axis:
     def labels(self) -> str:
         """The axis' labels, as a strip to put above the others."""
         marks = {self.low: _power(self.low), 0: "tolerance", self.high: _power(self.high)}
-        return "<svg>" + "".join(
-            f'<text x="{self.place(10.0**decade)}%" y="90%">{label}</text>'
-            for decade, label in marks.items()
-        ) + "</svg>"
+        return (
+            "<svg>"
+            + "".join(
+                f'<text x="{self.place(10.0**decade)}%" y="90%">{label}</text>'
+                for decade, label in marks.items()
+            )
+            + "</svg>"
+        )
 
     def strip(self, entry: dict[str, Any], claim: bool, controls: list[dict[str, Any]]) -> str:
         """Errors of a claim and of controls as dots around the tolerance."""
@@ -373,29 +380,55 @@ def _ratio(error: Any, entry: dict[str, Any]) -> float:
 
 
 def _panel(curve: "Curve", prefix: str) -> str:
-    """One curve drawn as SVG: its text follows the page's colour, and its ids start with `prefix`."""
+    """One curve as inline SVG: text in the page's colour and font, ids starting with `prefix`."""
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
-    x = np.asarray(curve.x, float)
-    points = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int))
-    measured, predicted = (
-        np.asarray(values, float).reshape(len(x), -1)[points]
-        for values in (curve.measured, curve.predicted)
-    )
-    total = measured.shape[1]
-    lines = np.unique(np.linspace(0, total - 1, min(total, MAX_LINES)).round().astype(int))
-    ramp = LinearSegmentedColormap.from_list("ramp", RAMP)
+    x, rows = np.asarray(curve.x, float), _some(len(curve.x), MAX_POINTS)
+    measured = np.asarray(curve.measured, float).reshape(len(x), -1)
+    predicted = np.asarray(curve.predicted, float).reshape(len(x), -1)
+    columns = _some(measured.shape[1], MAX_LINES)
+    shades = np.linspace(0, 1, len(columns)) if len(columns) > 1 else [0.3]
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style = {"svg.fonttype": "none", "svg.hashsalt": prefix, "path.simplify_threshold": 0.3}
     with matplotlib.rc_context(style | dict.fromkeys(inked, INK)):
         figure = Figure(figsize=PANEL, layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
-        for n, line in enumerate(lines):
-            color = ramp(n / max(len(lines) - 1, 1)) if len(lines) > 1 else RAMP[1]
-            axes.plot(x[points], measured[:, line], color=color, alpha=0.65, linewidth=4.5)
-        for line in lines:
-            axes.plot(x[points], predicted[:, line], color=INK, linewidth=1.1, dashes=(4, 2.5))
-        ...
+        axes.set_prop_cycle(color=LinearSegmentedColormap.from_list("", RAMP)(shades))
+        thick = axes.plot(x[rows], measured[rows][:, columns], linewidth=4.5, alpha=0.6)
+        thin = axes.plot(x[rows], predicted[rows][:, columns], c=INK, lw=1.1, dashes=(4, 2.5))
+        if curve.xlog and (x > 0).any():
+            axes.set_xscale("log", nonpositive="mask")
+        if curve.ylog and (measured > 0).any():
+            axes.set_yscale("log", nonpositive="mask")
+        axes.set(xlabel=curve.xlabel, ylabel=curve.ylabel)
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}
+        axes.legend([thick[len(thick) // 2], thin[0]], ["measured", "predicted"], **place)
+        output = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(output, format="svg", transparent=True, metadata=no_metadata)
+    svg = output.getvalue()
+    svg = svg[svg.index("<g id=") :]
+    for pattern, replacement in (
+        (r' id="', f' id="{prefix}'),
+        (r"url\(#", f"url(#{prefix}"),
+        (r'xlink:href="#', f'href="#{prefix}'),
+        (r"font-family: [^;\"]*;? ?", ""),
+        (r"<!--.*?-->\s*|(?<=\n) +", ""),
+        (r"(\d\.\d\d)\d+", r"\1"),
+        (INK, "currentColor"),
+    ):
+        svg = re.sub(pattern, replacement, svg)
+    box = f"0 0 {PANEL[0] * 72:g} {PANEL[1] * 72:g}"
+    shown = "" if len(columns) == measured.shape[1] else f" ({len(columns)} of {measured.shape[1]})"
+    return (
+        f"<figure><figcaption>{escape(curve.title + shown)}</figcaption>"
+        f'<svg role="img" viewBox="{box}" aria-label="{escape(curve.title)}">\n{svg}</figure>'
+    )
+
+
+def _some(count: int, most: int) -> np.ndarray:
+    """At most `most` evenly spaced indices below `count`, first and last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 import lowdim_jax as ld
 from lowdim_jax.linalg import extend_orthonormal
@@ -17,6 +18,24 @@ FITTED = 1e-3
 def keep(weights):
     """Record the weights themselves."""
     return weights
+
+
+def observe_modes(target: ld.LowRank) -> Partial:
+    """Observable `u*_iᵀ W v*_i`; a `Partial` of one function, so that no run recompiles for it."""
+    return Partial(_modes, target)
+
+
+def observe_alignment(target: ld.LowRank) -> Partial:
+    """Observable `spectra.alignment` with a target."""
+    return Partial(_alignment, target)
+
+
+def _modes(target, weights):
+    return ld.spectra.modes(weights, target)
+
+
+def _alignment(target, weights):
+    return ld.spectra.alignment(weights, target)
 
 
 def per_seed(function: Callable, setting: Setting, *arrays):

@@ -7,7 +7,14 @@ import lowdim_jax as ld
 from lowdim_jax import spectra, theory
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.setting import Setting
-from theory_checks.training import compressed, edge, original, per_seed, steps_to_fit
+from theory_checks.training import (
+    compressed,
+    edge,
+    observe_alignment,
+    original,
+    per_seed,
+    steps_to_fit,
+)
 
 DEPTH, SCALE = 3, 0.02
 VALUE, VECTOR = 0.05, 0.05
@@ -15,9 +22,6 @@ VALUE, VECTOR = 0.05, 0.05
 FRACTION = 0.2
 """Learning rate as a fraction of the edge of stability."""
 
-
-def _observe(target):
-    return lambda weights: spectra.alignment(weights, target)
 
 
 def _fit_times(run, target, rate):
@@ -41,7 +45,7 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
         )
         run = ld.gradient_descent(
             ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
-            observe=_observe(target),
+            observe=observe_alignment(target),
         )  # fmt: skip
         return _fit_times(run, target, rate), run.observed.singular_values
 
@@ -85,7 +89,7 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
         weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
         full = ld.gradient_descent(
             ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
-            record_every=4, observe=_observe(target),
+            record_every=4, observe=observe_alignment(target),
         )  # fmt: skip
         reduction = ld.reduce(weights, target, strict=False)
         small = ld.reduced_descent(
@@ -131,7 +135,7 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     def train(target, weights, dense):
         problem = ld.factorization(target.dense() if dense else target)
         return ld.gradient_descent(
-            problem.loss, weights, ld.SGD(rate), steps=steps, observe=_observe(target)
+            problem.loss, weights, ld.SGD(rate), steps=steps, observe=observe_alignment(target)
         )
 
     def both(target, key):

@@ -8,7 +8,15 @@ import lowdim_jax as ld
 from lowdim_jax import theory
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.setting import Setting
-from theory_checks.training import compressed, edge, keep, last_fit, per_seed, steps_to_fit
+from theory_checks.training import (
+    compressed,
+    edge,
+    keep,
+    last_fit,
+    observe_modes,
+    per_seed,
+    steps_to_fit,
+)
 
 SCALE = 0.1
 RTOL = 1e-8
@@ -91,13 +99,15 @@ def _against_map(target, key, depth, rate, steps, every, rank, start, extra_dept
     claim="Under gradient flow each singular value follows the closed-form mode law, L = 1 … 5.",
     source="2.2, 2.3",
     controls={
-        "unequal initial scales of the layers": {"first_layer": 1.5},
-        "random orthonormal outer factors": {"start": "random"},
+        "unequal initial scales of the layers": {"first_layer": 1.5, "depths": (3,)},
+        "random orthonormal outer factors": {"start": "random", "depths": (3,)},
     },
 )
-def mode_trajectories(setting: Setting, /, *, first_layer=1.0, start="spectral") -> Evidence:
+def mode_trajectories(
+    setting: Setting, /, *, first_layer=1.0, start="spectral", depths=(1, 2, 3, 4, 5)
+) -> Evidence:
     errors, curves = [], []
-    for depth in (1, 2, 3, 4, 5):
+    for depth in depths:
         scale = SCALE if depth < 4 else 3 * SCALE
         end = 1.1 * last_fit(setting, depth=depth, scale=scale)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
@@ -114,7 +124,7 @@ def mode_trajectories(setting: Setting, /, *, first_layer=1.0, start="spectral")
             problem = ld.factorization(target)
             run = ld.gradient_flow(
                 problem.loss, weights, times, rtol=_rtol(setting),
-                observe=lambda weights: ld.spectra.modes(weights, target),
+                observe=observe_modes(target),
             )  # fmt: skip
             return run.observed
 
@@ -157,7 +167,7 @@ def small_scale_law(setting: Setting, /, *, scales=(0.02, 0.04, 0.08)) -> Eviden
         weights = compressed(target, key, depth=depth, scale=scale, rank=setting.compressed_rank)
         run = ld.gradient_descent(
             ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
-            observe=lambda weights: ld.spectra.modes(weights, target),
+            observe=observe_modes(target),
         )  # fmt: skip
         return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
 
@@ -197,11 +207,13 @@ def small_scale_law(setting: Setting, /, *, scales=(0.02, 0.04, 0.08)) -> Eviden
     "discrepant-modes",
     claim="With outer rate α the modes follow the discrepant mode law.",
     source="2.5",
-    controls={"α dropped in training": {"trained_alpha": 1.0}},
+    controls={"α dropped in training": {"trained_alpha": 1.0, "cases": ((3, 5.0),)}},
 )
-def discrepant_modes(setting: Setting, /, *, trained_alpha=None) -> Evidence:
+def discrepant_modes(
+    setting: Setting, /, *, trained_alpha=None, cases=((3, 5.0), (3, 0.5), (4, 5.0))
+) -> Evidence:
     errors, curves = [], []
-    for depth, alpha in ((3, 5.0), (3, 0.5), (4, 5.0)):
+    for depth, alpha in cases:
         scale = SCALE if depth == 3 else 3 * SCALE
         end = 1.1 * last_fit(setting, depth=depth, scale=scale, alpha=alpha)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
@@ -211,7 +223,7 @@ def discrepant_modes(setting: Setting, /, *, trained_alpha=None) -> Evidence:
             weights = compressed(target, key, depth=depth, scale=scale, rank=setting.compressed_rank)
             run = ld.gradient_flow(
                 ld.factorization(target).loss, weights, times, alpha=trained, rtol=_rtol(setting),
-                observe=lambda weights: ld.spectra.modes(weights, target),
+                observe=observe_modes(target),
             )  # fmt: skip
             return run.observed
 
