@@ -60,9 +60,9 @@ def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["R
             yield result
 
 
-def print_table(results: Sequence["Result"], console: Console | None = None) -> None:
+def print_table(results: Sequence["Result"]) -> None:
     """Print one row a check, and below the table what went wrong in those that did not pass."""
-    console = console or Console()
+    console = Console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("check", overflow="fold")
     table.add_column("outcome", no_wrap=True)
@@ -88,13 +88,10 @@ def print_table(results: Sequence["Result"], console: Console | None = None) -> 
 
 
 def print_verdict(
-    about: dict[str, Any],
-    results: Sequence["Result"],
-    paths: Sequence[Path],
-    console: Console | None = None,
+    about: dict[str, Any], results: Sequence["Result"], paths: Sequence[Path]
 ) -> None:
     """Print the run's outcome in one sentence, and where its report lies."""
-    console = console or Console()
+    console = Console()
     verdict = _verdict(about, results)
     console.print()
     console.print(Text(verdict["sentence"], "bold green" if verdict["ok"] else "bold red"))
@@ -191,8 +188,8 @@ def _tiles(verdict: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     tiles = {
         "checks hold": f"{verdict['passed']} / {verdict['checks']}",
         "controls refuted": f"{verdict['controls_refuted']} / {verdict['controls']}",
-        "× tolerance: largest error of a claim": _number(max(claims, default=None), 2),
-        "× tolerance: smallest error of a control": _number(min(controls, default=None), 2),
+        "largest error of a claim, in tolerances": _number(max(claims, default=None), 2),
+        "smallest error of a control, in tolerances": _number(min(controls, default=None), 2),
     }
     return _terms(tiles)
 
@@ -289,7 +286,9 @@ def _number(value: Any, digits: int = 6) -> str:
     factor = mantissa.replace("-", "−")
     if not exponent:
         return factor
-    return _power(int(exponent)) if factor == "1" else f"{factor} · {_power(int(exponent))}"
+    return (
+        _power(int(exponent)) if factor == "1" else f"{factor}&nbsp;·&nbsp;{_power(int(exponent))}"
+    )
 
 
 def _power(exponent: int) -> str:
@@ -338,15 +337,10 @@ class _Axis:
 
     def labels(self) -> str:
         """The axis' labels, as a strip to put above the others."""
-        marks = {self.low: _power(self.low), 0: "tolerance", self.high: _power(self.high)}
-        return (
-            "<svg>"
-            + "".join(
-                f'<text x="{self.place(10.0**decade)}%" y="90%">{label}</text>'
-                for decade, label in marks.items()
-            )
-            + "</svg>"
-        )
+        labels = {self.low: _power(self.low), 0: "tolerance", self.high: _power(self.high)}
+        places = ((self.place(10.0**decade), label) for decade, label in labels.items())
+        texts = "".join(f'<text x="{x}%" y="90%">{label}</text>' for x, label in places)
+        return f"<svg>{texts}</svg>"
 
     def strip(self, entry: dict[str, Any], claim: bool, controls: list[dict[str, Any]]) -> str:
         """Errors of a claim and of controls as dots around the tolerance."""
@@ -365,9 +359,10 @@ class _Axis:
         if claim:
             seeds = [self.place(_ratio(error, entry)) for error in entry["errors_by_seed"]]
             span = f'x1="{min(seeds)}%" x2="{max(seeds)}%" y1="50%" y2="50%"'
-            x = self.place(_ratio(entry["error"], entry))
+            ratio = _ratio(entry["error"], entry)
+            kind = "measured" if ratio <= 1 else "measured missed"
             parts.append(f'<line class="seeds" {span}/>')
-            parts.append(f'<circle class="measured" cx="{x}%" cy="50%" r="4.5"/>')
+            parts.append(f'<circle class="{kind}" cx="{self.place(ratio)}%" cy="50%" r="4.5"/>')
         return f'<svg aria-hidden="true">{"".join(parts)}</svg>'
 
 

@@ -1,0 +1,138 @@
+"""Recovery error of the compressed, the original and two-factor networks, per iteration and second.
+
+Source: the paper's trajectory figure for deep matrix factorization; docs/theory.md 1.5 (dominance:
+the compressed network's error is at most the original's at every iteration) and 2.1–2.2 (prediction).
+
+All networks start at one scale `ε` and take the same learning rate, on the loss `½‖W − Φ‖_F²`. The
+paper's code states `η = 1` for the mean over the `d²` entries, that is `η = 1/d²` here; its published
+curves end after 6,000 (compressed) and 8,000 (original) iterations, which is what a rate 20 times
+larger gives, 2e-3 for d = 100. The rate only rescales the horizontal axis.
+
+Two-factor (Burer-Monteiro) networks `U Vᵀ` start at small Gaussian factors. Having two factors, they
+wait `ln(1/ε)` where three factors wait `1/ε` (docs/theory.md 2.4), so here they are fastest.
+
+Seconds are the number of iterations times the time of one, measured over the whole run without
+compilation; the loss is formed densely for all networks.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from figures import networks, style
+
+SETTINGS = {
+    "small": {
+        "d": 40,
+        "r": 4,
+        "factor": 2,
+        "depth": 3,
+        "epsilon": 0.03,
+        "learning_rate": 4e-3,
+        "steps": 2500,
+        "record_every": 5,
+        "repeats": 2,
+        "seed": 0,
+    },
+    "paper": {
+        "d": 100,
+        "r": 10,
+        "factor": 2,
+        "depth": 3,
+        "epsilon": 1e-2,
+        "learning_rate": 2e-3,
+        "steps": 9000,
+        "record_every": 10,
+        "repeats": 2,
+        "seed": 0,
+    },
+}
+
+
+def compute(settings):
+    """Recovery errors `(n,)` of four networks, seconds an iteration, and the prediction."""
+    d, r, depth = settings["d"], settings["r"], settings["depth"]
+    scale, rate = settings["epsilon"], settings["learning_rate"]
+    rank = settings["factor"] * r
+    target = networks.separated_target(settings)
+    problem = ld.factorization(target.dense())
+    keys = jax.random.split(jax.random.key(settings["seed"] + 2))
+    starts = {
+        "original": networks.original(settings),
+        "compressed": ld.compress(problem, depth=depth, rank=rank, scale=scale),
+        "two_factor_exact": ld.gaussian(keys[0], (d, r, d), scale=scale),
+        "two_factor_over": ld.gaussian(keys[1], (d, rank, d), scale=scale),
+    }
+    arrays = {}
+    for name, weights in starts.items():
+        trajectory, seconds = networks.timed(
+            lambda weights=weights: ld.gradient_descent(
+                problem.loss,
+                weights,
+                ld.SGD(rate),
+                steps=settings["steps"],
+                record_every=settings["record_every"],
+                observe=problem.recovery_error,
+                throw=True,
+            ),
+            repeats=settings["repeats"],
+        )
+        arrays["iteration"] = np.asarray(trajectory.t)
+        arrays[name] = np.asarray(trajectory.observed)
+        arrays[f"{name}_seconds"] = np.array(seconds / settings["steps"])
+
+    values = jnp.pad(target.singular_values, (0, rank - r))
+    times = rate * jnp.asarray(arrays["iteration"], values.dtype)
+    predicted = ld.theory.mode_trajectory(
+        times[:, None], values[None, :], depth=depth, scale=scale
+    )
+    error = jnp.linalg.norm(predicted - values[None, :], axis=1) / jnp.linalg.norm(values)
+    return {**arrays, "predicted": np.asarray(error)}
+
+
+def plot(arrays, settings):
+    """Two panels, error against iterations and against seconds."""
+    r, rank = settings["r"], settings["factor"] * settings["r"]
+    lines = {
+        "original": {"color": style.ORIGINAL, "label": "original"},
+        "compressed": {"color": style.COMPRESSED, "label": rf"compressed, $\hat{{r}}={rank}$"},
+        "two_factor_exact": {
+            "color": style.EXACT_RANK,
+            "linestyle": (0, (1, 1.2)),
+            "label": f"Burer–Monteiro, rank {r}",
+        },
+        "two_factor_over": {
+            "color": style.OTHER_RANK,
+            "linestyle": (0, (5, 1.2)),
+            "label": f"Burer–Monteiro, rank {rank}",
+        },
+    }
+    figure = style.new_figure(height=3.5)
+    by_iteration, by_second = figure.subplots(1, 2, sharey=True)
+    handles = []
+    for name, look in lines.items():
+        look = {**style.MEASURED, **look}
+        handles += by_iteration.plot(arrays["iteration"], arrays[name], **look)
+        by_second.plot(arrays["iteration"] * arrays[f"{name}_seconds"], arrays[name], **look)
+    handles += by_iteration.plot(
+        arrays["iteration"],
+        arrays["predicted"],
+        **style.PREDICTED,
+        label="predicted",
+    )
+    by_iteration.set(
+        yscale="log",
+        xlim=(0, None),
+        ylim=(2e-8, 2),
+        xlabel="iteration",
+        ylabel=r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$",
+    )
+    style.thousands(by_iteration)
+    by_second.set(
+        xscale="log",
+        xlim=(2e-3 * arrays["original_seconds"] * settings["steps"], None),
+        xlabel="seconds, measured, without compilation",
+    )
+    style.legend_above(figure, handles)
+    return figure

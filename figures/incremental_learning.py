@@ -1,0 +1,149 @@
+"""Singular values rise one after another, each already aligned with its target's vectors.
+
+Source: the paper's incremental-learning figure (three surfaces over index and iteration);
+docs/theory.md 1.1 and 1.6. Top row the original network, bottom row the compressed one.
+
+Singular vectors are matched by order, which means nothing while singular values nearly coincide
+(docs/theory.md 6): an alignment is drawn only where its component's singular value is at least 10%
+away from both its neighbours'. Two components beyond the target's rank are drawn too: they stay at
+zero, so they have no alignment.
+"""
+
+import jax
+import numpy as np
+from matplotlib.colors import LightSource
+from matplotlib.ticker import MaxNLocator
+
+import lowdim_jax as ld
+from figures import networks, style
+
+SETTINGS = {
+    "small": {
+        "d": 40,
+        "r": 4,
+        "factor": 2,
+        "extra": 2,
+        "depth": 3,
+        "epsilon": 0.03,
+        "learning_rate": 4e-3,
+        "steps": 1800,
+        "record_every": 20,
+        "seed": 0,
+    },
+    "paper": {
+        "d": 100,
+        "r": 10,
+        "factor": 2,
+        "extra": 2,
+        "depth": 3,
+        "epsilon": 1e-2,
+        "learning_rate": 2e-3,
+        "steps": 8000,
+        "record_every": 80,
+        "seed": 0,
+    },
+}
+GAP = 0.1
+
+
+def compute(settings):
+    """Singular values `(n, r + extra)` and alignments `(n, r)` of both networks."""
+    target = networks.separated_target(settings)
+    problem = ld.factorization(target.dense())
+    shown = settings["r"] + settings["extra"]
+    starts = {
+        "original": networks.original(settings),
+        "compressed": ld.compress(
+            problem,
+            depth=settings["depth"],
+            rank=settings["factor"] * settings["r"],
+            scale=settings["epsilon"],
+        ),
+    }
+
+    def observe(weights):
+        parts = ld.spectra.alignment(weights, target)
+        return ld.spectra.singular_values(weights, rank=shown), parts.left, parts.right
+
+    arrays = {"targets": np.asarray(target.singular_values)}
+    for name, weights in starts.items():
+        trajectory = ld.gradient_descent(
+            problem.loss,
+            weights,
+            ld.SGD(settings["learning_rate"]),
+            steps=settings["steps"],
+            record_every=settings["record_every"],
+            observe=observe,
+            throw=True,
+        )
+        arrays["iteration"] = np.asarray(trajectory.t)
+        values, left, right = jax.tree.map(np.asarray, trajectory.observed)
+        arrays |= {f"{name}_values": values, f"{name}_left": left, f"{name}_right": right}
+    return arrays
+
+
+def distinct(arrays, name):
+    """Whether `σ_i` is away from its neighbours, so that its singular vectors are its own, `(n, r)`."""
+    r = len(arrays["targets"])
+    values = arrays[f"{name}_values"]
+    below = values[:, :r] > (1 + GAP) * values[:, 1 : r + 1]
+    return below & np.pad(below[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
+
+def plot(arrays, settings):
+    """Surfaces over component and iteration, one strip a component."""
+    r = settings["r"]
+    figure = style.new_figure(height=6.2)
+    panels = figure.subplots(2, 3, subplot_kw={"projection": "3d", "computed_zorder": False})
+    titles = (
+        r"singular value $\sigma_i$",
+        r"left, $|\langle u_i, u^*_i\rangle|$",
+        r"right, $|\langle v_i, v^*_i\rangle|$",
+    )
+    for row, (name, colour) in zip(
+        panels, (("original", style.ORIGINAL), ("compressed", style.COMPRESSED)), strict=True
+    ):
+        values = arrays[f"{name}_values"]
+        drawn = distinct(arrays, name)
+        for axes, title, heights in zip(
+            row,
+            titles,
+            (
+                values,
+                np.where(drawn, arrays[f"{name}_left"], np.nan),
+                np.where(drawn, arrays[f"{name}_right"], np.nan),
+            ),
+            strict=True,
+        ):
+            _strips(axes, arrays["iteration"], heights, colour)
+            top = 1.05 * arrays["targets"][0] if heights is values else 1.0
+            axes.set(
+                zlim=(0, top),
+                xlim=(0.4, r + settings["extra"] + 0.6),
+                ylim=(0, arrays["iteration"][-1]),
+                title=f"{name}: {title}",
+                xlabel="component $i$",
+                ylabel="iteration",
+            )
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.view_init(elev=28, azim=-52)
+    return figure
+
+
+def _strips(axes, iteration, heights, colour):
+    light = LightSource(azdeg=250, altdeg=78)
+    for i in range(heights.shape[1]):  # far to near
+        z = heights[:, i]
+        x, y = np.meshgrid([i + 0.6, i + 1.4], iteration, indexing="ij")
+        axes.plot_surface(
+            x,
+            y,
+            np.stack([z, z]),
+            color=colour,
+            lightsource=light,
+            rcount=2,
+            ccount=len(iteration),
+            linewidth=0,
+        )

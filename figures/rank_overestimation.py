@@ -1,0 +1,146 @@
+"""Overestimating the rank costs the compressed network no iterations, only time and a tiny floor.
+
+Source: the paper's compressed network takes any upper estimate `r̂ ≥ r` (docs/theory.md 1.2). By 2.1
+the extra `r̂ − r` components move alone, from `ε^L` towards 0, so the final error they leave is known
+beforehand, `√(r̂ − r) σ_bulk(t) / ‖Φ‖_F`; an estimate below `r` leaves `√(Σ_{i > r̂} σ*_i²) / ‖Φ‖_F`.
+
+The time of one iteration is measured over a whole run without compilation, the loss formed densely
+for all networks.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.lines import Line2D
+
+import lowdim_jax as ld
+from figures import networks, style
+
+SETTINGS = {
+    "small": {
+        "d": 40,
+        "r": 4,
+        "ranks": [2, 4, 6, 8, 12, 16],
+        "depth": 3,
+        "epsilon": 0.03,
+        "learning_rate": 4e-3,
+        "steps": 2000,
+        "record_every": 5,
+        "repeats": 2,
+        "seed": 0,
+    },
+    "paper": {
+        "d": 100,
+        "r": 10,
+        "ranks": [5, 10, 15, 20, 30, 40],
+        "depth": 3,
+        "epsilon": 1e-2,
+        "learning_rate": 2e-3,
+        "steps": 8000,
+        "record_every": 10,
+        "repeats": 2,
+        "seed": 0,
+    },
+}
+ROUNDING = 1e-14
+
+
+def compute(settings):
+    """Errors `(n, ranks)`, the final ones predicted, and seconds an iteration."""
+    target = networks.separated_target(settings)
+    problem = ld.factorization(target.dense())
+    depth, scale, rate = settings["depth"], settings["epsilon"], settings["learning_rate"]
+
+    def train(weights):
+        return networks.timed(
+            lambda: ld.gradient_descent(
+                problem.loss,
+                weights,
+                ld.SGD(rate),
+                steps=settings["steps"],
+                record_every=settings["record_every"],
+                observe=problem.recovery_error,
+                throw=True,
+            ),
+            repeats=settings["repeats"],
+        )
+
+    errors, seconds, predicted = [], [], []
+    for rank in settings["ranks"]:
+        trajectory, duration = train(
+            ld.compress(problem, depth=depth, rank=rank, scale=scale)
+        )
+        errors.append(trajectory.observed)
+        seconds.append(duration / settings["steps"])
+        values = jnp.pad(target.singular_values, (0, max(0, rank - settings["r"])))
+        learned = ld.theory.mode_trajectory(
+            rate * settings["steps"], values[:rank], depth=depth, scale=scale
+        )
+        missed = jnp.concatenate([values[:rank] - learned, values[rank:]])
+        predicted.append(jnp.linalg.norm(missed) / jnp.linalg.norm(values))
+    _, full = train(networks.original(settings))
+    return {
+        "iteration": np.asarray(trajectory.t),
+        "errors": np.stack([np.asarray(error) for error in errors], axis=1),
+        "predicted": np.asarray(jnp.stack(predicted)),
+        "seconds": np.array(seconds),
+        "original_seconds": np.array(full / settings["steps"]),
+    }
+
+
+def plot(arrays, settings):
+    """Error against iteration, final error against `r̂`, time of an iteration against `r̂`."""
+    r, ranks = settings["r"], settings["ranks"]
+    figure = style.new_figure(height=3.3)
+    course, final, cost = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    over = [rank for rank in ranks if rank > r]
+    ramp = dict(zip(over, style.shades(style.COMPRESSED, len(over)), strict=True))
+    for k, rank in enumerate(ranks):
+        exact = rank == r
+        colour = style.EXACT_RANK if exact else ramp.get(rank, "#888888")
+        course.plot(
+            arrays["iteration"],
+            arrays["errors"][:, k],
+            color=colour,
+            linewidth=1.6,
+            linestyle=(0, (1, 1.2)) if rank < r else "-",
+            label=f"{rank}" + (" = $r$" if exact else " < $r$" if rank < r else ""),
+        )
+    course.set(
+        yscale="log",
+        xlim=(0, arrays["iteration"][-1]),
+        ylim=(1e-16, 3),
+        xlabel="iteration",
+        ylabel=r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$",
+    )
+    style.thousands(course)
+    course.legend(title=r"compressed, $\hat{r}$", loc="lower left")
+
+    final.plot(
+        ranks, arrays["errors"][-1], "o", color=style.COMPRESSED, markersize=7.5, label="measured"
+    )
+    seen = arrays["predicted"] > ROUNDING
+    final.plot(
+        np.array(ranks)[seen],
+        arrays["predicted"][seen],
+        "x",
+        color=style.DARK,
+        markersize=6,
+        label="predicted",
+    )
+    final.axhspan(1e-17, ROUNDING, color="#EEEEEE", zorder=0)
+    final.text(max(ranks), ROUNDING / 2, "rounding", va="top", ha="right", fontsize=8.5)
+    final.set(yscale="log", ylim=(1e-16, 3), xlabel=r"$\hat{r}$", ylabel="final error")
+    final.legend(loc="center right", bbox_to_anchor=(1, 0.35))
+
+    milli = 1e3
+    cost.plot(ranks, milli * arrays["seconds"], "o-", color=style.COMPRESSED, markersize=5)
+    cost.axhline(milli * arrays["original_seconds"], color=style.ORIGINAL, linewidth=1.6)
+    cost.set(xlabel=r"$\hat{r}$", ylabel="milliseconds an iteration", ylim=(0, None))
+    cost.legend(
+        handles=[
+            Line2D([], [], color=style.ORIGINAL, label="original"),
+            Line2D([], [], color=style.COMPRESSED, marker="o", label="compressed"),
+        ],
+        loc="center",
+    )
+    return figure

@@ -1,0 +1,359 @@
+"""Claims on the law of parsimony: the reduced network is the full one, exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+
+import lowdim_jax as ld
+from lowdim_jax import spectra
+
+OPTIMIZERS = {
+    "plain": ld.SGD(0.02),
+    "momentum": ld.SGD(0.005, momentum=0.9),
+    "nesterov": ld.SGD(0.005, momentum=0.9, nesterov=True),
+    "weight decay": ld.SGD(0.02, weight_decay=0.1),
+    "discrepant": ld.SGD(0.01, alpha=2.5),
+    "all at once": ld.SGD(0.004, alpha=0.5, momentum=0.8, nesterov=True, weight_decay=0.05),
+}
+
+WIDTHS = {
+    "square": (12, 12, 12, 12),
+    "wider than high": (17, 12, 12, 12),
+    "higher than wide": (12, 12, 12, 17),
+    "wide input and output": (16, 12, 12, 15),
+    "bottleneck": (12, 9, 9, 14),
+    "bottleneck narrower than 2r": (12, 4, 4, 14),
+    "bottleneck narrower than r": (12, 2, 14),
+    "valley": (30, 24, 20, 15, 15, 22, 28),
+    "falling": (20, 16, 13, 11),
+    "rising": (11, 13, 16, 20),
+    "steps wider than r by less": (14, 13, 12, 13, 14),
+}
+
+
+def target_of(shape, values, seed=1):
+    return ld.random_target(jax.random.key(seed), shape, jnp.asarray(values, float))
+
+
+def network(spaces, scale=0.4, seed=0):
+    return ld.orthogonal(jax.random.key(seed), spaces, scale=scale)
+
+
+def worst_layer(reduction, target, weights, optimizer, steps=150):
+    """Largest entry by which any layer of the lifted run differs from the full run."""
+    full = ld.gradient_descent(
+        ld.factorization(target).loss, weights, optimizer, steps=steps, record_every=50
+    )
+    small = ld.reduced_descent(reduction, optimizer, steps=steps, record_every=50)
+    np.testing.assert_allclose(small.losses, full.losses, rtol=1e-10, atol=1e-20)
+    moved = max(float(jnp.abs(a - b).max()) for a, b in zip(full.weights, weights, strict=True))
+    assert moved > 0.1, "a run that does not move shows nothing"
+    lifted = reduction.lift(small.weights)
+    return max(float(jnp.abs(a - b).max()) for a, b in zip(lifted, full.weights, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("spaces", ["square", "wide input and output"])
+def test_every_layer_equals_the_full_run_under_every_optimizer(x64, spaces, name):
+    spaces = WIDTHS[spaces]
+    target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
+    weights = network(spaces)
+    reduction = ld.reduce(weights, target)
+    assert worst_layer(reduction, target, weights, OPTIMIZERS[name]) < 1e-12
+
+
+@pytest.mark.parametrize("spaces", [name for name in WIDTHS if name != "square"])
+def test_every_layer_equals_the_full_run_for_every_valley_of_widths(x64, spaces):
+    spaces = WIDTHS[spaces]
+    target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
+    weights = network(spaces, scale=0.6)
+    optimizer = ld.SGD(0.01, alpha=1.5, momentum=0.5, weight_decay=0.05)
+    reduction = ld.reduce(weights, target)
+    assert worst_layer(reduction, target, weights, optimizer) < 1e-12
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 9), (7, 10), (10, 7)])
+def test_shallow_networks_reduce_exactly(x64, depth, shape):
+    target = target_of(shape, [3.0, 1.0])
+    weights = network(ld.full_widths(*shape, depth=depth))
+    reduction = ld.reduce(weights, target)
+    assert worst_layer(reduction, target, weights, ld.SGD(0.05)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("values", "d"),
+    [
+        ([2.0], 9),
+        ([3.0, 2.0, 2.0, 1.0], 12),
+        ([3.0, 2.5, 2.0, 1.5, 1.0], 10),
+        ([3.0, 2.5, 2.0, 1.5, 1.0], 7),
+        ([3.0, 2.0, 1.0], 3),
+    ],
+    ids=["rank one", "repeated", "r = d/2", "r > d/2", "full rank"],
+)
+def test_any_rank_and_repeated_singular_values_reduce_exactly(x64, values, d):
+    target = target_of((d, d), values)
+    weights = network((d,) * 4)
+    reduction = ld.reduce(weights, target)
+    assert len(reduction.bases[0].T) == min(2 * len(values), d)
+    assert worst_layer(reduction, target, weights, ld.SGD(0.02)) < 1e-12
+
+
+@pytest.mark.parametrize("shared", ["all", "some"])
+def test_a_basis_that_would_lose_rank_is_still_orthonormal_and_exact(x64, shared):
+    """With identity layers `R_LᵀU* = U*`, which spans the same space as `V*` if `Φ` is symmetric."""
+    d, r = 10, 3
+    q = jnp.linalg.qr(jax.random.normal(jax.random.key(5), (d, d)))[0]
+    right = q[:, :r] if shared == "all" else jnp.concatenate([q[:, :2], q[:, 5:6]], axis=1)
+    target = ld.low_rank(q[:, :r], jnp.array([3.0, 2.0, 1.0]), right)
+    weights = ld.identity((d,) * 4, scale=0.4)
+    for reduction in (ld.reduce(weights, target), ld.reduce_identity(target, depth=3, scale=0.4)):
+        for basis in reduction.bases:
+            gram = np.asarray(basis.T @ basis)
+            np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-13)
+        assert worst_layer(reduction, target, weights, OPTIMIZERS["all at once"]) < 1e-12
+
+
+def test_vectors_inside_the_range_of_a_layer_leave_spare_directions_that_stay_put(x64):
+    spaces = (14, 10, 10, 13)
+    first, middle, last = weights = network(spaces)
+    inside_in = jnp.linalg.qr(first.T @ jnp.eye(10, 3))[0]
+    inside_out = jnp.linalg.qr(last @ jnp.eye(10, 3, -2))[0]
+    for left, right in [
+        (inside_out, inside_in),
+        (inside_out, target_of((13, 14), [1.0, 1.0, 1.0]).right),
+        (jnp.concatenate([inside_out[:, :1], jnp.eye(13, 2)], axis=1), inside_in),
+    ]:
+        target = ld.low_rank(left, jnp.array([3.0, 2.0, 1.0]), right)
+        reduction = ld.reduce(weights, target)
+        assert worst_layer(reduction, target, weights, OPTIMIZERS["all at once"]) < 1e-12
+
+
+def test_layers_may_have_scales_of_their_own(x64):
+    weights = tuple(
+        scale * weight
+        for scale, weight in zip((0.5, 0.2, 0.9), network((12, 9, 9, 11), 1.0), strict=True)
+    )
+    target = target_of((11, 12), [3.0, 2.0])
+    reduction = ld.reduce(weights, target)
+    assert worst_layer(reduction, target, weights, OPTIMIZERS["all at once"]) < 1e-12
+
+
+def test_a_dense_target_reduces_as_its_factors_do(x64):
+    target = target_of((9, 11), [3.0, 2.0])
+    weights = network((11, 9, 9))
+    assert ld.reduce(weights, target.dense()).bases[0].shape == ld.reduce(
+        weights, target
+    ).bases[0].shape
+    dense = ld.reduce(weights, target.dense())
+    assert worst_layer(dense, target.dense(), weights, ld.SGD(0.05)) < 1e-12
+
+
+def test_lift_of_the_start_is_the_start(dtype):
+    tol = 1e-13 if dtype == "float64" else 1e-5
+    weights = network((16, 12, 12, 15))
+    reduction = ld.reduce(weights, target_of((15, 16), [3.0, 2.0]))
+    for lifted, weight in zip(reduction.lift(reduction.layers), weights, strict=True):
+        np.testing.assert_allclose(lifted, weight, atol=tol)
+        assert lifted.dtype == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize("spaces", ["square", "wide input and output", "valley"])
+def test_end_to_end_loss_and_error_are_the_full_networks(x64, spaces):
+    spaces = WIDTHS[spaces]
+    target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
+    reduction = ld.reduce(network(spaces, scale=0.7), target)
+    layers = ld.reduced_descent(reduction, ld.SGD(0.01), steps=40).weights
+    full = reduction.lift(layers)
+    problem = ld.factorization(target)
+    np.testing.assert_allclose(reduction.problem.loss(layers), problem.loss(full), rtol=1e-12)
+    np.testing.assert_allclose(
+        reduction.problem.recovery_error(layers), problem.recovery_error(full), rtol=1e-12
+    )
+    core, bulk = reduction.end_to_end(layers)
+    matrix = np.asarray(ld.end_to_end(full))
+    expected = np.linalg.svd(matrix, compute_uv=False)
+    count = reduction.problem.bulk_count
+    values = np.sort(np.concatenate([core.singular_values, np.full(count, float(bulk))]))[::-1]
+    np.testing.assert_allclose(values[: len(expected)], expected, atol=1e-12)
+    np.testing.assert_allclose(
+        core.left.T @ matrix @ core.right, np.diag(core.singular_values), atol=1e-12
+    )
+    rest = matrix - np.asarray(core.dense())
+    np.testing.assert_allclose(np.linalg.norm(rest), count**0.5 * float(bulk), atol=1e-12)
+    measured = spectra.alignment(ld.cores(layers), reduction.problem.target)
+    same = spectra.alignment(full, target)
+    for a, b in zip(measured, same, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "spaces", [(10, 14, 10), (10, 10, 12, 10), (12, 9, 11, 9, 12), (10, 8, 9, 7, 12)]
+)
+def test_widths_that_grow_and_shrink_are_refused(spaces):
+    target = target_of((spaces[-1], spaces[0]), [2.0, 1.0])
+    with pytest.raises(ValueError, match=r"widths \(.*\) grow and then shrink"):
+        ld.reduce(network(spaces), target)
+
+
+def test_a_gaussian_initialization_is_refused_and_does_not_reduce(x64):
+    target = target_of((10, 10), [2.0, 1.0])
+    weights = ld.gaussian(jax.random.key(0), (10, 10, 10), scale=0.4)
+    with pytest.raises(ValueError, match=r"layer 1 has singular values from .* orthogonal"):
+        ld.reduce(weights, target)
+    reduction = ld.reduce(weights, target, strict=False)
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.SGD(0.05), steps=20)
+    small = ld.reduced_descent(reduction, ld.SGD(0.05), steps=20)
+    assert abs(small.losses[-1] / full.losses[-1] - 1) > 1e-3
+
+
+def test_one_layer_that_is_not_orthogonal_is_named():
+    weights = list(network((8, 8, 8, 8)))
+    weights[1] = weights[1].at[0, 0].add(0.01)
+    with pytest.raises(ValueError, match="layer 2 has singular values"):
+        ld.reduce(weights, target_of((8, 8), [2.0, 1.0]))
+
+
+def test_adam_is_refused_and_breaks_the_law(x64):
+    target = target_of((12, 12), [3.0, 2.0])
+    weights = network((12,) * 4)
+    reduction = ld.reduce(weights, target)
+    adam = optax.adam(0.01)
+    with pytest.raises(ValueError, match=r"optimizer is a .*, expected SGD"):
+        ld.reduced_descent(reduction, adam, steps=1)
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, adam, steps=30)
+    small = ld.reduced_descent(reduction, adam, strict=False, steps=30)
+    lifted = reduction.lift(small.weights)
+    gap = max(float(jnp.abs(a - b).max()) for a, b in zip(lifted, full.weights, strict=True))
+    assert gap > 1e-3
+
+
+def test_reduce_identity_forms_no_matrix_and_lifts_to_the_identity_network(x64):
+    target = target_of((11, 11), [3.0, 2.0])
+    reduction = ld.reduce_identity(target, depth=3, scale=0.4)
+    assert reduction.frames is None
+    weights = ld.identity((11,) * 4, scale=0.4)
+    assert worst_layer(reduction, target, weights, OPTIMIZERS["all at once"]) < 1e-12
+    jaxpr = jax.make_jaxpr(lambda: ld.sample(jax.random.key(0), 5000, jnp.ones(2), depth=3, scale=0.1))()
+    assert "5000,5000" not in str(jaxpr)
+
+
+def test_the_bulk_follows_its_scalar_recursion(x64):
+    eta, decay, depth = 0.03, 0.1, 3
+    reduction = ld.sample(jax.random.key(0), 50, jnp.array([2.0, 1.0]), depth=depth, scale=0.8)
+    run = ld.reduced_descent(
+        reduction,
+        ld.SGD(eta, weight_decay=decay),
+        steps=30,
+        observe=lambda layers: (layers[1].bulk, layers[1].idle),
+    )
+    rho = 0.8
+    for measured in run.observed[0]:
+        assert abs(float(measured) - rho) < 1e-14
+        rho *= 1 - eta * decay - eta * rho ** (2 * depth - 2)
+    np.testing.assert_allclose(run.observed[1], 0.8 * (1 - eta * decay) ** np.arange(31), rtol=1e-13)
+
+
+def test_sample_draws_the_overlaps_of_the_dense_construction(x64):
+    d, r, depth, count = 6, 2, 3, 400
+    values = jnp.array([2.0, 1.0])
+
+    def sampled(key):
+        target = ld.sample(key, d, values, depth=depth, scale=0.1).problem.target
+        return target.left.T @ target.right
+
+    def dense(key):
+        key_weights, key_target = jax.random.split(key)
+        product = ld.end_to_end(ld.orthogonal(key_weights, (d,) * (depth + 1), scale=1.0))
+        target = ld.random_target(key_target, (d, d), values)
+        return (product.T @ target.left).T @ target.right
+
+    a = np.asarray(jax.jit(jax.vmap(sampled))(jax.random.split(jax.random.key(1), count)))
+    b = np.asarray(jax.jit(jax.vmap(dense))(jax.random.split(jax.random.key(2), count)))
+    for statistic in (
+        lambda x: x[:, 0, 0],
+        lambda x: x[:, 1, 0],
+        lambda x: np.linalg.norm(x, axis=(1, 2)),
+        lambda x: np.linalg.det(x),
+    ):
+        assert scipy.stats.ks_2samp(statistic(a), statistic(b)).pvalue > 1e-3
+    wrong = a / np.linalg.norm(a, axis=(1, 2), keepdims=True)
+    assert scipy.stats.ks_2samp(wrong[:, 0, 0], b[:, 0, 0]).pvalue < 1e-3  # the test has power
+
+
+def test_a_network_ten_thousand_wide_trains_to_rounding(x64):
+    values = jnp.array([3.0, 2.0, 1.0])
+    reduction = ld.sample(jax.random.key(0), 10_000, values, depth=3, scale=0.5)
+    run = ld.reduced_descent(
+        reduction, ld.SGD(0.05), steps=100_000, record_every=1000, tolerance=1e-22
+    )
+    # The bulk decays as t^(−1/4) in ρ, so the error of 10,000 directions does too, unless it starts low.
+    del run
+    reduction = ld.sample(jax.random.key(0), 10_000, values, depth=3, scale=1e-4)
+    run = ld.reduced_descent(
+        reduction, ld.SGD(0.05), steps=400_000, record_every=10_000, tolerance=1e-22
+    )
+    assert reduction.problem.recovery_error(run.weights) < 1e-10
+
+
+def test_samples_map_over_seeds_as_they_loop(x64):
+    values = jnp.array([2.0, 1.0])
+
+    def final_loss(key):
+        reduction = ld.sample(key, 40, values, depth=3, scale=0.3)
+        return ld.reduced_descent(reduction, ld.SGD(0.05), steps=50, record_every=25).losses
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    looped = jnp.stack([final_loss(key) for key in keys])
+    np.testing.assert_allclose(jax.vmap(final_loss)(keys), looped, rtol=1e-12)
+    assert len(np.unique(np.asarray(looped[:, -1]))) == 3
+
+
+def test_the_reduction_holds_in_single_precision():
+    target = target_of((12, 12), [3.0, 2.0])
+    weights = network((12,) * 4)
+    reduction = ld.reduce(weights, target)
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.SGD(0.02), steps=100)
+    small = ld.reduced_descent(reduction, ld.SGD(0.02), steps=100)
+    np.testing.assert_allclose(small.losses, full.losses, rtol=1e-3, atol=1e-6)
+
+
+def bad_reductions():
+    weights = lambda *spaces: network(spaces)  # noqa: E731
+    target = target_of((8, 8), [2.0, 1.0])
+    values = jnp.array([2.0, 1.0])
+    key = jax.random.key(0)
+    yield "the network maps 7 inputs to 7 outputs.*(8, 8)", lambda: ld.reduce(weights(7, 7), target)
+    yield "weights is empty", lambda: ld.reduce((), target)
+    yield r"depth=0, expected an integer of at least 1", lambda: ld.sample(
+        key, 8, values, depth=0, scale=0.1
+    )
+    yield r"scale=0.0, expected a positive", lambda: ld.sample(key, 8, values, depth=3, scale=0.0)
+    yield r"scale=-1, expected a positive", lambda: ld.reduce_identity(target, depth=3, scale=-1)
+    yield r"scale=nan, expected a positive", lambda: ld.reduce_identity(
+        target, depth=3, scale=float("nan")
+    )
+    yield r"shape \(8, 7\), expected a square", lambda: ld.reduce_identity(
+        target_of((8, 7), [2.0, 1.0]), depth=3, scale=0.1
+    )
+    yield r"2 singular values do not fit a 1×1 matrix", lambda: ld.sample(
+        key, 1, values, depth=3, scale=0.1
+    )
+    yield r"target has 1 entries that are NaN", lambda: ld.reduce(
+        weights(8, 8), target.dense().at[1, 2].set(jnp.nan)
+    )
+    yield r"layer 2 .*(NaN|infinite|singular values)", lambda: ld.reduce(
+        (weights(8, 8)[0], weights(8, 8)[0].at[0, 0].set(jnp.nan)), target
+    )
+    yield r"target is zero", lambda: ld.reduce(weights(8, 8), jnp.zeros((8, 8)))
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_bad_input_is_named(number):
+    message, call = list(bad_reductions())[number]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,283 @@
+"""The report is complete, valid and self-contained, whatever the checks found."""
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from theory_checks import report
+from theory_checks.registry import Curve, Evidence
+from theory_checks.runner import ControlResult, Result
+
+ABOUT = {
+    "device": "gpu: NVIDIA <H100>",
+    "dtype": "float64",
+    "matmul_precision": "highest",
+    "versions": {"python": "3.11.9", "jax": "0.10.0"},
+    "settings": {"size": "small", "target": "a.npy & b", "singular_values": [2.5, 1.0]},
+    "seeds": [0, 1, 2],
+}
+VOID = {"meta", "br"}
+
+
+def _evidence(errors, tolerance=1e-6, **values):
+    return Evidence(
+        errors=np.asarray(errors),
+        tolerance=tolerance,
+        reason="rounding",
+        quantity="relative Frobenius norm",
+        predicted=values.get("predicted", {"σ": [1.0, 2.0]}),
+        measured=values.get("measured", {"σ": [1.0, np.nan]}),
+    )
+
+
+def _curves():
+    x = np.linspace(0, 5, 1000)
+    many = np.exp(-np.outer(x, np.arange(1, 13)))
+    yield Curve("many & decaying <lines>", x, many, 1.001 * many, ylog=True)
+    yield Curve("one line", x, x**2, x**2, xlog=True, ylog=True)
+    yield Curve("nothing to show on a log axis", x, 0 * x, np.nan * x, ylog=True)
+
+
+@pytest.fixture
+def results():
+    broken = ControlResult("ε <large>", 0.3, True)
+    blown_up = ControlResult("diverged", np.inf, True)
+    missed = ControlResult("too weak", 1e-7, False)
+
+    def result(name, outcome, **values):
+        return Result(name, f"claim of {name}", "2.1, 3.4", outcome, seconds=1.26, **values)
+
+    return [
+        result(
+            "good",
+            "pass",
+            controls=(broken, blown_up),
+            evidence=_evidence([1e-9, 2e-9, 0.0]),
+            curves=tuple(_curves()),
+        ),
+        result("exact", "pass", controls=(broken,), evidence=_evidence([0.0], tolerance=0.0)),
+        result(
+            "a-rather-long-name-of-a-check-that-fails",
+            "fail",
+            controls=(broken,),
+            evidence=_evidence([1e-9, np.nan], predicted=1.0, measured=[1.0, np.inf]),
+            detail="error inf > 1e-06",
+        ),
+        result("weak", "vacuous", controls=(missed,), evidence=_evidence([1e-9]), detail="passes"),
+        result("<b>odd</b>", "error", detail="ValueError: [red]r <script>alert(1)</script>[/red]"),
+    ]
+
+
+class _Page(HTMLParser):
+    """Collects ids, links and text, and refuses tags that do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.targets, self.tags, self.text = [], Counter(), set(), set(), ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids[value] += 1
+            elif name in ("src", "href", "xlink:href", "srcset", "data"):
+                self.targets.add((tag, value))
+            self.targets |= {(tag, f"#{used}") for used in re.findall(r"url\(#(.*?)\)", value)}
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _write(folder, results, about=ABOUT):
+    html, data = report.write(folder, about, results)
+    text = html.read_text(encoding="utf-8")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return text, json.loads(data.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_json_is_strict_and_holds_every_check(tmp_path, results):
+    _, data = _write(tmp_path, results)
+    assert data["complete"] is True
+    assert data["device"] == ABOUT["device"]
+    assert [entry["name"] for entry in data["checks"]] == [result.name for result in results]
+    assert data["checks"][2]["error"] == "inf"
+    verdict = data["verdict"]
+    counts = ("checks", "passed", "failed", "vacuous", "errors", "controls", "controls_refuted")
+    assert [verdict[count] for count in counts] == [5, 2, 1, 1, 1, 5, 4]
+    assert verdict["ok"] is False
+
+
+def test_page_is_well_formed_and_its_ids_are_unique_and_resolve(tmp_path, results):
+    page = _Page(_write(tmp_path, results)[0])
+    assert set(page.ids.values()) == {1}
+    anchors = {value[1:] for _, value in page.targets if value.startswith("#")}
+    assert anchors <= set(page.ids)
+
+
+def test_page_needs_nothing_but_itself(tmp_path, results):
+    text, _ = _write(tmp_path, results)
+    page = _Page(text)
+    assert not page.tags & {"script", "link", "img", "iframe", "object", "embed"}
+    outside = {(tag, value) for tag, value in page.targets if not value.startswith("#")}
+    assert outside == {("a", "https://arxiv.org/abs/2311.05061")}
+    assert "@import" not in text
+    assert "url(http" not in text
+
+
+def test_page_shows_and_escapes_every_text(tmp_path, results):
+    text, _ = _write(tmp_path, results)
+    page = _Page(text)
+    for result in results:
+        assert result.name in page.text
+        assert result.claim in page.text
+        assert result.detail in page.text
+        for control in result.controls:
+            assert control.broken in page.text
+        for curve in result.curves:
+            assert curve.title in page.text
+    assert "many & decaying <lines> (10 of 12)" in page.text
+    for shown in ("docs/theory.md 2.1, 3.4", "a.npy & b", "NVIDIA <H100>", "jax 0.10.0", "∞"):
+        assert shown in page.text
+
+
+def test_same_results_give_the_same_page(tmp_path, results):
+    assert _write(tmp_path, results)[0] == _write(tmp_path, results)[0]
+
+
+def test_curves_stay_small(tmp_path, results):
+    assert len(_write(tmp_path, results)[0]) < 150_000
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_incomplete_run_says_so(tmp_path, results, count, capsys):
+    about = ABOUT | {"incomplete": f"interrupted after {count} of 5 checks"}
+    text, data = _write(tmp_path, results[:count], about)
+    assert data["complete"] is False
+    assert data["verdict"]["ok"] is False
+    start = (
+        f"Incomplete, interrupted after {count} of 5 checks: {count} of {count} checks hold so far"
+    )
+    assert start in _Page(text).text
+    report.print_verdict(about, results[:count], ())
+    assert start in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_temporary_is_left(tmp_path, results):
+    paths = report.write(tmp_path, ABOUT, results)
+    assert set(paths) == set(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fails", ["_page", "json.dumps", "Path.write_text"])
+def test_failure_keeps_the_report_that_was_there(tmp_path, results, monkeypatch, fails):
+    paths = report.write(tmp_path, ABOUT, results[:1])
+    before = [path.read_bytes() for path in paths]
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(f"theory_checks.report.{fails}", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.write(tmp_path, ABOUT, results)
+    assert [path.read_bytes() for path in paths] == before
+    assert set(paths) == set(tmp_path.iterdir())
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.usefixtures("plain")
+def test_table_is_readable_without_colour_in_80_columns(results, capsys):
+    report.print_table(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("\x1b" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["check", "outcome", "error", "tolerance", "controls", "seconds"]
+    assert lines[1].split() == ["good", "pass", "2.0e-09", "1.0e-06", "2/2", "1.3"]
+    assert [line.strip() for line in lines[3:5]] == [
+        "a-rather-long-name-of-a-check-  FAIL         inf    1.0e-06       1/1      1.3",
+        "that-fails",
+    ]
+    rest = " ".join(" ".join(lines).split())
+    assert "VACUOUS weak: passes" in rest
+    assert "ERROR <b>odd</b>: ValueError: [red]r <script>alert(1)</script>[/red]" in rest
+
+
+@pytest.mark.usefixtures("plain")
+def test_verdict_is_one_sentence_and_names_the_report(tmp_path, results, capsys):
+    path = tmp_path / ("long" * 30) / "report.html"
+    report.print_verdict(ABOUT | {"device": "cpu: cpu"}, results[:2], [path])
+    lines = capsys.readouterr().out.strip().splitlines()
+    expected = "2 of 2 checks hold, 3 of 3 controls refuted, in 2.5 s on cpu (float64)"
+    assert lines == [expected, f"report: {path}"]
+
+
+@pytest.mark.usefixtures("plain")
+def test_progress_is_a_line_a_check_where_there_is_no_terminal(results, capsys):
+    assert list(report.track(iter(results), results)) == results
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == len(results)
+    assert lines[0].split() == ["[1/5]", "pass", "good", "1.3", "s"]
+
+
+def test_progress_in_a_terminal_names_the_check_and_what_failed(results, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert list(report.track(iter(results), results)) == results
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "good" in captured.err
+    assert "passes" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1e-9, "10⁻⁹"),
+        (-3.25e12, "−3.25&nbsp;·&nbsp;10¹²"),
+        (0, "0"),
+        (100, "100"),
+        ("-inf", "−∞"),
+        ("<x-y>", "&lt;x-y&gt;"),
+        (True, "True"),
+        (None, "–"),
+        (float("inf"), "∞"),
+    ],
+)
+def test_numbers_are_written_as_on_paper(value, shown):
+    assert report._number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "pairs"),
+    [
+        (1.0, 2.0, [("", 1.0, 2.0)]),
+        (1.0, [2.0, 3.0], [("1", 1.0, 2.0), ("2", 1.0, 3.0)]),
+        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a 1", 1, 2), ("a 2", None, 3), ("b", None, 4)]),
+    ],
+)
+def test_headline_numbers_are_lined_up(predicted, measured, pairs):
+    assert list(report._pairs("", predicted, measured)) == pairs

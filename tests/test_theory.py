@@ -1,0 +1,470 @@
+"""The closed forms of `lowdim_jax.theory` against oracles, integrators and actual descent."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from lowdim_jax import theory
+
+ORACLE = Path(__file__).parent / "oracle"
+DEPTHS = (1, 2, 3, 4, 6, 12)
+
+# Below the target, above it, at zero, at rounding noise: (σ*, ε).
+STARTS = np.array([(7.0, 0.2), (1.0, 0.6), (0.05, 1.3), (0.0, 0.7), (1e-17, 0.7)])
+
+
+def oracle(name, depth):
+    """Columns of the oracle's rows for one depth, as float64."""
+    rows = [row for row in json.loads((ORACLE / name).read_text()) if row["depth"] == depth]
+    return {key: jnp.array([float(row[key]) for row in rows]) for key in rows[0]}
+
+
+def assert_close(actual, desired, rtol, atol=0.0):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(desired), rtol=rtol, atol=atol)
+
+
+def integrated(t, target, depth, scale, alpha):
+    """`σ(t)` by integrating the logarithms of the factors with SciPy."""
+    count = np.array([min(depth, 2), max(depth - 2, 0)])
+    rates = np.array([alpha, 1.0]) * (count > 0)
+
+    def velocity(_, log_factors):
+        sigma = np.exp(count @ log_factors)
+        return rates * (target - sigma) * sigma * np.exp(-2 * log_factors)
+
+    start = np.full(2, np.log(scale))
+    run = solve_ivp(velocity, (0, t), start, method="DOP853", rtol=1e-11, atol=1e-12)
+    return np.exp(count @ run.y[:, -1])
+
+
+def elementary_time(level, target, depth, scale):
+    """2.2 for `L ≥ 3`, `α = 1`, below the target: a sum over the L-th roots of unity."""
+    root = np.exp(2j * np.pi * np.arange(depth) / depth)[:, None]
+
+    def antiderivative(x):
+        y = x / target ** (1 / depth)
+        logarithms = np.real(root**2 * np.log1p(-y / root)).sum(axis=0) / depth
+        return -(y ** (2 - depth)) / (depth - 2) - logarithms
+
+    waited = antiderivative(level ** (1 / depth)) - antiderivative(scale)
+    return waited / target ** (2 - 2 / depth)
+
+
+# --- Times -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 8])
+def test_mode_times_agree_with_the_oracle(x64, depth):
+    row = oracle("mode_times.json", depth)
+    target = row["sigma_star"]
+    time = theory.mode_time(row["fraction"] * target, target, depth=depth, scale=row["init_scale"])
+    assert_close(time, row["time"], rtol=2e-14)
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_mode_times_with_discrepant_rates_agree_with_the_oracle(x64, depth):
+    row = oracle("discrepant_mode_times.json", depth)
+    target, settings = row["sigma_star"], {"scale": row["init_scale"], "alpha": row["alpha"]}
+    time = theory.mode_time(row["fraction"] * target, target, depth=depth, **settings)
+    assert_close(time, row["time"], rtol=2e-14)
+    # Time, not σ: near the rise σ is as sensitive to time as the wait is long.
+    sigma = theory.mode_trajectory(row["time"], target, depth=depth, **settings)
+    assert_close(theory.mode_time(sigma, target, depth=depth, **settings), row["time"], rtol=2e-14)
+
+
+@pytest.mark.parametrize("depth", [3, 4, 7, 12])
+def test_quadrature_agrees_with_the_elementary_integral_at_every_depth(x64, depth):
+    target, scale = np.array([0.5, 7.0, 20.0]), np.array([1e-4, 1e-2, 0.3])
+    level = target * np.array([0.999999, 0.4, 0.9])
+    expected = elementary_time(level, target, depth, scale)
+    one = jnp.ones(3)
+    assert_close(theory.mode_time(level, target, depth=depth, scale=scale), expected, 1e-13)
+    traced = theory.mode_time(level, target, depth=depth, scale=scale, alpha=one)
+    assert_close(traced, expected, 1e-13)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_levels_the_mode_never_passes_take_forever(x64, depth):
+    above, start = jnp.array([7.0, 7.1, 1e-9]), 0.2**depth
+    assert jnp.all(theory.mode_time(above, 7.0, depth=depth, scale=0.2) == jnp.inf)
+    assert theory.mode_time(start, 7.0, depth=depth, scale=0.2) == 0
+    assert theory.mode_time(start * 1.1, 0.0, depth=depth, scale=0.2) == jnp.inf
+    assert theory.mode_time(0.0, 0.0, depth=depth, scale=0.2) == jnp.inf
+
+
+def test_fit_time_is_when_the_relative_error_reaches_the_tolerance(x64):
+    target, scale = jnp.array([7.0, 0.05, 0.216, 0.0]), jnp.array([0.2, 1.3, 0.6, 0.6])
+    time = theory.fit_time(target, depth=3, scale=scale, tolerance=0.05)
+    assert_close(time[2:], [0, jnp.inf], 0)
+    sigma = theory.mode_trajectory(time[:2], target[:2], depth=3, scale=scale[:2])
+    assert_close(sigma / target[:2], [0.95, 1.05], 1e-12)
+
+
+def test_small_scale_law_is_the_limit_of_the_fit_time(x64):
+    scale = jnp.array([1e-2, 1e-3, 1e-4])
+
+    def error(depth):
+        law = theory.fit_time_small_scale(9.0, depth=depth, scale=scale, tolerance=0.1)
+        exact = theory.fit_time(9.0, depth=depth, scale=scale, tolerance=0.1)
+        return jnp.abs(law / exact - 1)
+
+    for depth in (1, 2, 3, 5):
+        errors = error(depth)
+        assert jnp.all(errors[1:] < 0.2 * errors[:-1])
+        assert errors[-1] < 1e-3
+
+
+# --- Trajectories ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_trajectory_is_at_the_start_at_time_zero_and_at_the_target_in_the_limit(x64, depth):
+    target, scale = jnp.asarray(STARTS.T)
+    start = theory.mode_trajectory(0.0, target, depth=depth, scale=scale)
+    assert_close(start, scale**depth, rtol=1e-14)
+    late = theory.mode_trajectory(1e300, target, depth=depth, scale=scale)
+    assert_close(late, target, rtol=1e-15, atol=1e-60)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_trajectory_is_the_inverse_of_time_and_monotone(x64, depth):
+    target, scale = jnp.asarray(STARTS[:3].T)
+    settings = {"depth": depth, "scale": scale[None]}
+    half_way = theory.fit_time(target, depth=depth, scale=scale, tolerance=0.5)
+    t = jnp.linspace(0, 3, 40)[:, None] * half_way
+    sigma = theory.mode_trajectory(t, target[None], **settings)
+    assert sigma.shape == (40, 3)
+    assert jnp.all(jnp.diff(sigma, axis=0) * jnp.sign(target - scale**depth) >= 0)
+    back = theory.mode_time(sigma, target[None], **settings)
+    moving = jnp.abs(sigma / target[None] - 1) > 1e-3  # later σ itself does not resolve the time
+    assert_close(back[moving], t[moving], rtol=1e-12, atol=1e-14 * float(half_way.max()))
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_trajectory_agrees_with_an_integrator(x64, depth):
+    (target, scale), alpha = np.tile(STARTS, (3, 1)).T, np.repeat([1.0, 0.3, 4.0], len(STARTS))
+    settings = {"depth": depth, "scale": scale, "alpha": alpha}
+    half_way = theory.fit_time(target, tolerance=0.5, **settings)
+    t = jnp.where(half_way < 1e4, half_way, 2.0)
+    expected = [
+        integrated(*case) for case in zip(t, target, [depth] * 15, scale, alpha, strict=True)
+    ]
+    assert_close(theory.mode_trajectory(t, target, **settings), expected, rtol=1e-7)
+
+
+def test_depth_two_is_the_formula_of_saxe(x64):
+    t, target, start = jnp.linspace(0, 2, 50), 7.0, 0.01**2
+    growth = jnp.exp(2 * target * t)
+    expected = target * growth / (growth - 1 + target / start)
+    assert_close(theory.mode_trajectory(t, target, depth=2, scale=0.01), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("depth", DEPTHS[1:])
+def test_modes_without_a_target_decay_algebraically(x64, depth):
+    t, scale = jnp.array([0.1, 3.0, 1e5]), 0.7
+    power = 2 - 2 * depth
+    expected = (scale**power - power * t) ** (depth / power)
+    sigma = theory.mode_trajectory(t, 0.0, depth=depth, scale=scale)
+    assert_close(sigma, expected, rtol=1e-12)
+    assert_close(theory.mode_time(expected, 0.0, depth=depth, scale=scale), t, rtol=1e-12)
+
+
+def test_a_mode_that_starts_at_its_target_stays(x64):
+    for depth in (1, 2, 3):
+        start = jnp.asarray(0.3) ** depth
+        sigma = theory.mode_trajectory(jnp.array([0.0, 1.0, 1e9]), start, depth=depth, scale=0.3)
+        assert_close(sigma, jnp.full(3, start), rtol=1e-15)
+        assert theory.mode_time(start, start, depth=depth, scale=0.3) == 0
+
+
+def test_frozen_outer_factors_leave_a_linear_equation_at_depth_three(x64):
+    t, target, scale = jnp.array([0.0, 1.0, 30.0]), 2.0, 0.5
+    decay = jnp.exp(-(scale**4) * t)
+    expected = target + (scale**3 - target) * decay
+    sigma = theory.mode_trajectory(t, target, depth=3, scale=scale, alpha=0.0)
+    assert_close(sigma, expected, rtol=1e-13)
+
+
+def test_discrepant_rates_only_rescale_time_up_to_depth_two(x64):
+    t = jnp.linspace(0, 1, 5)
+    for depth in (1, 2):
+        fast = theory.mode_trajectory(t, 7.0, depth=depth, scale=0.1, alpha=3.0)
+        assert_close(fast, theory.mode_trajectory(3 * t, 7.0, depth=depth, scale=0.1), 1e-14)
+
+
+# --- Gradient descent ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_descent_agrees_with_the_oracle(x64, depth):
+    rows = json.loads((ORACLE / "gd_map.json").read_text())
+    (row,) = (row for row in rows if row["depth"] == depth)
+    settings = {"depth": depth, "scale": row["init_scale"], "learning_rate": row["learning_rate"]}
+    sigma = theory.mode_descent(float(row["sigma_star"]), steps=20_000, **settings)
+    for step, value in row["end_to_end_singular_value"].items():
+        assert_close(sigma[int(step)], float(value), rtol=1e-13)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_descent_is_gradient_descent_on_the_factors(x64, depth):
+    target, rate, alpha = 2.0, 0.05, 3.0
+    rates = rate * np.array([alpha] + [1.0] * (depth - 2) + [alpha] * (depth > 1))
+    factors, measured = np.full(depth, 0.6), []
+    for _ in range(31):
+        sigma = np.prod(factors)
+        measured.append(sigma)
+        factors = factors + rates * (target - sigma) * sigma / factors
+    predicted = theory.mode_descent(
+        target, depth=depth, scale=0.6, learning_rate=rate, steps=32, record_every=5, alpha=alpha
+    )
+    assert_close(predicted, measured[::5], rtol=1e-13)
+
+
+def test_descent_broadcasts_and_records_the_start(x64):
+    target, rate = jnp.ones((3, 1)), jnp.array([[0.1, 0.2]])
+    sigma = theory.mode_descent(target, depth=3, scale=0.5, learning_rate=rate, steps=0)
+    assert_close(sigma, np.full((1, 3, 2), 0.5**3), 0)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 4.0])
+def test_descent_approaches_the_flow_to_first_order_in_the_learning_rate(x64, alpha):
+    def error(steps):
+        sigma = theory.mode_descent(
+            5.0, depth=3, scale=0.3, learning_rate=0.1 / steps, steps=steps, alpha=alpha
+        )
+        flow = theory.mode_trajectory(0.1, 5.0, depth=3, scale=0.3, alpha=alpha)
+        return jnp.abs(sigma[-1] - flow)
+
+    order = jnp.log2(error(1000) / error(2000))
+    assert abs(order - 1) < 0.02
+
+
+# --- Plateaus, conservation, stability -------------------------------------------------------------
+
+
+def test_plateaus_go_from_the_loss_at_zero_to_zero(x64):
+    assert_close(theory.plateau_losses(jnp.array([3, 2, 1])), [7, 2.5, 0.5, 0], 0)
+
+
+def test_singular_value_rates_are_those_of_a_balanced_network(x64):
+    rng = np.random.default_rng(0)
+    frames = [np.linalg.qr(rng.normal(size=(5, 5)))[0] for _ in range(4)]
+    s = np.array([1.5, 1.1, 0.8, 0.5, 0.2])
+    w1, w2, w3 = (after * s @ before.T for before, after in zip(frames, frames[1:], strict=False))
+    residual = rng.normal(size=(5, 5))
+    velocity = (
+        residual @ (w2 @ w1).T @ w2 @ w1
+        + w3 @ w3.T @ residual @ w1.T @ w1
+        + w3 @ w2 @ (w3 @ w2).T @ residual
+    )
+    expected = np.diag(frames[3].T @ velocity @ frames[0])
+    rate = theory.singular_value_rate(s**3, frames[3], frames[0], residual, depth=3)
+    assert_close(rate, expected, rtol=1e-12)
+
+
+def test_balance_step_is_what_one_step_of_descent_does(x64):
+    factors, target, rate = np.array([[0.9, 1.4, 0.7], [0.3, 0.0, 1.1]]), np.array([2.0, 1.0]), 0.1
+    gap = (target - factors.prod(axis=1))[:, None]
+    others = np.stack([np.delete(factors, i, axis=1).prod(axis=1) for i in range(3)], axis=1)
+    squares = (factors + rate * gap * others) ** 2
+    expected = squares[:, :, None] - squares[:, None, :]
+    predicted = theory.balance_step(factors, target, learning_rate=rate)
+    assert_close(predicted, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_sharpness_is_the_top_eigenvalue_of_the_scaled_hessian(x64, depth, alpha):
+    target = 7.0
+    ratio = np.sqrt([alpha] + [1.0] * (depth - 2) + [alpha] * (depth > 1))
+    middle = (target / ratio.prod()) ** (1 / depth)
+    minimum = target * np.ones(1) if depth == 1 else middle * ratio
+    hessian = jax.hessian(lambda x: (jnp.prod(x) - target) ** 2 / 2)(jnp.asarray(minimum))
+    top = np.linalg.eigvalsh(np.outer(ratio, ratio) * np.asarray(hessian)).max()
+    assert_close(theory.sharpness(target, depth=depth, alpha=alpha), top, rtol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_descent_converges_below_the_edge_of_stability_and_not_above(x64, depth, alpha):
+    target = 7.0
+    edge = theory.edge_of_stability(target, depth=depth, alpha=alpha)
+    sigma = theory.mode_descent(
+        target,
+        depth=depth,
+        scale=0.1,
+        learning_rate=edge * jnp.array([0.98, 1.02]),
+        steps=20_000,
+        record_every=10_000,
+        alpha=alpha,
+    )
+    assert_close(sigma[-1, 0], target, rtol=1e-9)
+    assert not jnp.abs(sigma[-1, 1] / target - 1) < 1e-2
+
+
+def test_explicit_steps_are_the_wait_over_the_longest_stable_step(x64):
+    targets = jnp.array([20.0, 14.0, 9.0])
+    # Orders of magnitude of docs/theory.md 2.6, whose solver steps three times the fastest rate.
+    for depth, expected in ((3, 6e3), (4, 7e6), (5, 7e9)):
+        settings = {"depth": depth, "scale": 1e-3, "tolerance": 0.05}
+        steps = theory.explicit_steps(targets, step_rate=3.0, **settings)
+        assert steps.shape == (3,)
+        assert_close(steps[-1], expected, rtol=0.1)
+    edge = theory.edge_of_stability(20.0, depth=5)
+    waits = theory.fit_time(targets, **settings)
+    assert_close(theory.explicit_steps(targets, **settings), waits / (edge / 2), rtol=1e-14)
+
+
+# --- Transformations, precision, arguments ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [7.0, 0.05])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_derivatives_agree_with_finite_differences(x64, depth, target):
+    t = 0.7 * theory.fit_time(target, depth=depth, scale=0.6, tolerance=0.5, alpha=2.0)
+    level = theory.mode_trajectory(t, target, depth=depth, scale=0.6, alpha=2.0)
+
+    def check(function, *point):
+        gradient = jax.grad(function, argnums=(0, 1, 2, 3))(*map(jnp.asarray, point))
+        for i, value in enumerate(point):
+            h = 1e-4 * value
+            shifted = (jnp.asarray([*point[:i], value + k * h, *point[i + 1 :]]) for k in (1, -1))
+            up, down = (function(*arguments) for arguments in shifted)
+            assert_close(gradient[i], (up - down) / (2 * h), rtol=1e-5)
+
+    def sigma(t, target, scale, alpha):
+        return theory.mode_trajectory(t, target, depth=depth, scale=scale, alpha=alpha)
+
+    def time(level, target, scale, alpha):
+        return theory.mode_time(level, target, depth=depth, scale=scale, alpha=alpha)
+
+    check(sigma, t, target, 0.6, 2.0)
+    check(time, level, target, 0.6, 2.0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_derivatives_are_finite_everywhere(x64, depth):
+    target, scale = jnp.asarray([*STARTS, (0.3**depth, 0.3)]).T
+
+    def total(t, target, scale):
+        return theory.mode_trajectory(t, target, depth=depth, scale=scale).sum()
+
+    for t in (0.0, 1.0, 1e300):
+        for derivative in jax.grad(total, argnums=(0, 1, 2))(t, target, scale):
+            assert jnp.all(jnp.isfinite(derivative))
+
+    def wait(level, target, scale):
+        time = theory.mode_time(level, target, depth=depth, scale=scale)
+        return jnp.where(jnp.isfinite(time), time, 0).sum()
+
+    level = jnp.full(target.shape, 0.2)
+    for derivative in jax.grad(wait, argnums=(0, 1, 2))(level, target, scale):
+        assert jnp.all(jnp.isfinite(derivative))
+
+
+def test_target_derivative_of_a_mode_without_target_is_not_lost(x64):
+    for depth in (1, 2, 3):
+
+        def sigma(target, depth=depth):
+            return theory.mode_trajectory(2.0, target, depth=depth, scale=0.7)
+
+        forward = (sigma(1e-6) - sigma(0.0)) / 1e-6
+        assert_close(jax.grad(sigma)(0.0), forward, rtol=1e-5)
+        assert_close(jax.grad(sigma)(1e-17), forward, rtol=1e-5)
+
+
+def test_vmap_and_jit_change_nothing(x64):
+    t, target = jnp.linspace(0, 2, 7), jnp.array([5.0, 1.0, 0.0])
+    alpha = jnp.array([1.0, 2.0, 0.5])
+
+    def sigma(t, target, alpha):
+        return theory.mode_trajectory(t, target, depth=3, scale=0.4, alpha=alpha)
+
+    table = sigma(t[:, None], target[None], alpha[None])
+    over_modes = jax.vmap(sigma, in_axes=(None, 0, 0), out_axes=1)
+    assert_close(jax.jit(over_modes)(t, target, alpha), table, rtol=1e-13)
+
+    descend = jax.vmap(
+        lambda target: theory.mode_descent(
+            target, depth=3, scale=0.4, learning_rate=0.1, steps=5, alpha=2.0
+        )
+    )
+    together = theory.mode_descent(
+        target, depth=3, scale=0.4, learning_rate=0.1, steps=5, alpha=2.0
+    )
+    assert_close(descend(target), together.T, rtol=1e-14)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 12])
+def test_single_precision_is_kept_and_nearly_reached(x64, depth):
+    target, scale = np.float32([7.0, 0.05, 0.0]), np.float32([0.2, 1.3, 0.1])
+    single = theory.mode_trajectory(np.float32(0.3), target, depth=depth, scale=scale)
+    double = theory.mode_trajectory(0.3, np.float64(target), depth=depth, scale=scale)
+    assert single.dtype == jnp.float32
+    assert_close(single, double, rtol=1e-4)
+    level = single[:2] * np.float32([1.5, 0.9])
+    time = theory.mode_time(level, target[:2], depth=depth, scale=scale[:2])
+    exact = theory.mode_time(
+        np.float64(level), np.float64(target[:2]), depth=depth, scale=scale[:2]
+    )
+    assert time.dtype == jnp.float32
+    assert_close(time, exact, rtol=1e-4)
+
+
+def test_single_precision_keeps_to_the_limits():
+    late = theory.mode_trajectory(1e38, jnp.array([7.0, 0.05, 0.0]), depth=4, scale=0.2)
+    assert late.dtype == jnp.float32
+    assert_close(late, [7, 0.05, 0], rtol=2e-7, atol=1e-25)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 0}, "depth=0, expected an integer of at least 1"),
+        ({"depth": 2.0}, "depth=2.0, expected an integer of at least 1"),
+        ({"scale": 0.0}, "scale=0.0, expected more than 0"),
+        ({"scale": np.array([0.1, np.nan])}, "scale=nan, expected more than 0"),
+        ({"alpha": -1.0}, "alpha=-1.0, expected at least 0"),
+        ({"alpha": 0.0, "depth": 2}, "alpha=0.0, expected more than 0: all 2 factors are outer"),
+        ({"target": -3.0}, "target=-3.0, expected at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0, expected more than 0"),
+        ({"steps": -1}, "steps=-1, expected an integer of at least 0"),
+        ({"record_every": 0}, "record_every=0, expected an integer of at least 1"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(change, message):
+    settings = {"target": 1.0, "depth": 3, "scale": 0.1, "learning_rate": 0.1, "steps": 2} | change
+    with pytest.raises(ValueError, match=message):
+        theory.mode_descent(settings.pop("target"), **settings)
+
+
+def test_an_argument_out_of_range_is_named_by_every_other_function():
+    with pytest.raises(ValueError, match="level=-1"):
+        theory.mode_time(-1.0, 1.0, depth=3, scale=0.1)
+    with pytest.raises(ValueError, match="t=nan, expected at least 0"):
+        theory.mode_trajectory(jnp.nan, 1.0, depth=3, scale=0.1)
+    with pytest.raises(ValueError, match="tolerance=0.0, expected more than 0"):
+        theory.fit_time(1.0, depth=3, scale=0.1, tolerance=0.0)
+    with pytest.raises(ValueError, match="tolerance=1.5, expected between 0 and 1"):
+        theory.fit_time_small_scale(1.0, depth=3, scale=0.1, tolerance=1.5)
+    with pytest.raises(ValueError, match=r"targets has shape \(2, 2\), expected \(r,\)"):
+        theory.plateau_losses(jnp.eye(2))
+    with pytest.raises(ValueError, match="depth=-1"):
+        theory.edge_of_stability(1.0, depth=-1)
+    with pytest.raises(ValueError, match="top=inf"):
+        theory.sharpness(jnp.inf, depth=3)
+
+
+def test_importing_changes_no_setting_of_jax():
+    code = (
+        "import jax; before = dict(jax.config.values); import lowdim_jax.theory; "
+        "assert before == dict(jax.config.values)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
