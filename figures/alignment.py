@@ -7,11 +7,11 @@ with `u*_1` and `v*_1`; the compressed network starts with both at 1.
 All singular values of an orthogonal layer are equal, so at `t = 0` these vectors are arbitrary and
 are not drawn. The first gradient splits them: with `R = Q_L ⋯ Q_1`, the last layer is
 `ε (I + t ε^{L−2} Φ Rᵀ) Q_L` to first order, whose leading left singular vector is the leading
-eigenvector of `Φ Rᵀ + R Φᵀ` (dashed). In a wide network that lies halfway between `u*_1` and `R v*_1`,
-at `1/√2` from either: the climb from there to 1 is what the compressed network is spared.
+eigenvector of `Φ Rᵀ + R Φᵀ` (dashed). In a wide network that lies halfway between `u*_1` and
+`R v*_1`, its alignment with either `1/√2`: the climb from there to 1 is what the compressed network
+is spared.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,7 +36,7 @@ SETTINGS = {
         "epsilon": 1e-2,
         "learning_rate": 3e-4,
         "steps": 27000,
-        "record_every": 100,
+        "record_every": 200,
         "seed": 0,
     },
 }

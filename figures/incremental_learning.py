@@ -4,14 +4,14 @@ Source: the paper's incremental-learning figure (three surfaces over index and i
 docs/theory.md 1.1 and 1.6. Top row the original network, bottom row the compressed one.
 
 Singular vectors are matched by order, which means nothing while singular values nearly coincide
-(docs/theory.md 6): an alignment is drawn only where its component's singular value is at least 10%
+(docs/theory.md 6): an alignment is drawn only where its component's singular value is at least 5%
 away from both its neighbours'. Two components beyond the target's rank are drawn too: they stay at
 zero, so they have no alignment.
 """
 
 import jax
 import numpy as np
-from matplotlib.colors import LightSource
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 import lowdim_jax as ld
@@ -43,7 +43,7 @@ SETTINGS = {
         "seed": 0,
     },
 }
-GAP = 0.1
+GAP = 0.05
 
 
 def compute(settings):
@@ -83,7 +83,7 @@ def compute(settings):
 
 
 def distinct(arrays, name):
-    """Whether `σ_i` is away from its neighbours, so that its singular vectors are its own, `(n, r)`."""
+    """Whether `σ_i` is away from its neighbours, so that it has vectors of its own, `(n, r)`."""
     r = len(arrays["targets"])
     values = arrays[f"{name}_values"]
     below = values[:, :r] > (1 + GAP) * values[:, 1 : r + 1]
@@ -115,8 +115,8 @@ def plot(arrays, settings):
             ),
             strict=True,
         ):
-            _strips(axes, arrays["iteration"], heights, colour)
-            top = 1.05 * arrays["targets"][0] if heights is values else 1.0
+            top = arrays["targets"][0] if heights is values else 1.0
+            _strips(axes, arrays["iteration"], heights, top, colour)
             axes.set(
                 zlim=(0, top),
                 xlim=(0.4, r + settings["extra"] + 0.6),
@@ -132,8 +132,8 @@ def plot(arrays, settings):
     return figure
 
 
-def _strips(axes, iteration, heights, colour):
-    light = LightSource(azdeg=250, altdeg=78)
+def _strips(axes, iteration, heights, top, colour):
+    ramp = LinearSegmentedColormap.from_list("height", [style.shades(colour, 9)[-1], colour])
     for i in range(heights.shape[1]):  # far to near
         z = heights[:, i]
         x, y = np.meshgrid([i + 0.6, i + 1.4], iteration, indexing="ij")
@@ -141,8 +141,8 @@ def _strips(axes, iteration, heights, colour):
             x,
             y,
             np.stack([z, z]),
-            color=colour,
-            lightsource=light,
+            facecolors=ramp(np.nan_to_num(np.stack([z, z]) / top)),
+            shade=False,
             rcount=2,
             ccount=len(iteration),
             linewidth=0,

@@ -1,8 +1,9 @@
 """Waiting times are inverse to singular values, and a power of the initialization scale.
 
-Source: docs/theory.md 2.2 and 2.4. For `L ≥ 3` and `ε → 0`, component i is fitted at
-`t_i = ε^{−(L−2)} / ((L−2) σ*_i)`, so that `t_i σ*_i` is the same for all components; for `L = 2` it is
-`ln(σ*_i/ε²)/(2σ*_i)` and a constant, a logarithm in `ε`. Dashed: the exact time of 2.2, for any `ε`.
+Source: docs/theory.md 2.2 and 2.4. For `L ≥ 3` and `ε → 0`, component i is learned at
+`t_i = ε^{−(L−2)} / ((L−2) σ*_i)`, so that `t_i σ*_i` is the same for all components; for `L = 2` at
+`ln(σ*_i/ε²) / (2σ*_i)`, a logarithm in `ε`. Dashed: the exact time of 2.2, for any `ε`. Learned means
+half way to its target, `level`.
 Measured in compressed networks trained by gradient descent at `rates` times the edge of stability.
 """
 

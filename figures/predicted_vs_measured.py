@@ -4,8 +4,8 @@ Source: docs/theory.md 2.1–2.4 and 1.6. With the spectral initialization every
 compressed network moves alone; the closed form predicts its whole course and when it is fitted,
 within 5% of its target. Nothing is adjusted to the measurement.
 
-The prediction is for gradient flow at time `t = η × iteration`; gradient descent follows it to first
-order in `η`, here `rate` times the edge of stability.
+The prediction is for gradient flow at time `t = η × iteration`; gradient descent follows it to
+first order in `η`, here `rate` times the edge of stability.
 """
 
 import jax
@@ -31,7 +31,7 @@ SETTINGS = {
     "paper": {
         "d": 100,
         "factor": 2,
-        "targets": [10.0, 8.0, 6.5, 5.3, 4.4, 3.7],
+        "targets": [10.0, 8.0, 6.4, 5.1, 4.0, 3.0],
         "depths": [2, 3, 4],
         "epsilon": 0.05,
         "rate": 0.01,
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 def compute(settings):
-    """For each depth `L`: times `(n,)`, measured and predicted values `(n, r)`, fit times `(r,)`."""
+    """For each depth: times `(n,)`, measured and predicted values `(n, r)`, fit times `(r,)`."""
     values = jnp.asarray(settings["targets"])
     scale, tolerance = settings["epsilon"], settings["fit_tolerance"]
     shape = (settings["d"], settings["d"])
@@ -130,7 +130,7 @@ def plot(arrays, settings):
     style.legend_above(
         figure,
         [
-            Line2D([], [], color=style.COMPRESSED, linewidth=3.6, label="measured, compressed network"),
+            Line2D([], [], color=style.COMPRESSED, linewidth=3.6, label="measured, compressed net"),
             Line2D([], [], **style.PREDICTED, label="predicted, closed form"),
             Line2D(
                 [],

@@ -222,16 +222,17 @@ def balance_step(
     target, learning_rate
         `σ*` and `η`, scalars or of the shape of the other axes.
     """
+    return _imbalance(*_cast(factors, target, learning_rate))
 
-    @partial(jnp.vectorize, signature="(l),(),()->(l,l)")
-    def imbalance(x, target, rate):
-        own = jnp.eye(len(x), dtype=bool)
-        kept = ~(own[:, None, :] | own[None, :, :])
-        others = jnp.prod(jnp.where(kept, x[None, None, :], 1), axis=-1)  # σ / (x_i x_j)
-        drift = rate * (jnp.prod(x) - target) * others
-        return (x[:, None] ** 2 - x[None, :] ** 2) * (1 - drift**2)
 
-    return imbalance(*_cast(factors, target, learning_rate))
+@jax.jit
+@partial(jnp.vectorize, signature="(l),(),()->(l,l)")
+def _imbalance(x, target, rate):
+    own = jnp.eye(len(x), dtype=bool)
+    kept = ~(own[:, None, :] | own[None, :, :])
+    others = jnp.prod(jnp.where(kept, x[None, None, :], 1), axis=-1)  # σ / (x_i x_j)
+    drift = rate * (jnp.prod(x) - target) * others
+    return (x[:, None] ** 2 - x[None, :] ** 2) * (1 - drift**2)
 
 
 def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float[Array, "..."]:
@@ -428,13 +429,13 @@ def _flow_value(mode, t):
     origin = mode.position(start)
     info = jnp.finfo(start.dtype)
     faded = jnp.minimum(origin - 4 * jnp.log(info.eps), -jnp.log(info.tiny))
-    end = jnp.maximum(origin, jnp.where(mode.rising, -2 * jnp.log(info.eps), faded))
+    end = jnp.where(mode.rising, -2 * jnp.log(info.eps), faded)  # here the motion is over
 
-    fixed, origin_, end_ = jax.lax.stop_gradient((mode, origin, end))
-    t = jnp.minimum(t, _duration(fixed, origin_, end_ - origin_, _WHOLE_WAY))
-    s = _travel(fixed, jax.lax.stop_gradient(t), origin_, end_)
+    s = _travel(*jax.lax.stop_gradient((mode, t, origin, end)))
+    over = s > end - 1
     # One more step of Newton's method, this one differentiated, has the derivatives of the inverse.
-    s = s + mode.speed(s) * (t - _duration(mode, origin, s - origin, _WHOLE_WAY))
+    left = jnp.where(over, 0, t) - _duration(mode, origin, s - origin, _WHOLE_WAY)
+    s = jnp.where(over, s, s + mode.speed(s) * left)
     return jnp.where(start == target, target, mode.sigma(s))
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from scipy.integrate import solve_ivp
 from lowdim_jax import theory
 
 ORACLE = Path(__file__).parent / "oracle"
-DEPTHS = (1, 2, 3, 4, 6, 12)
+DEPTHS = (1, 2, 3, 4, 5, 6, 12)
 
 # Below the target, above it, at zero, at rounding noise: (σ*, ε).
 STARTS = np.array([(7.0, 0.2), (1.0, 0.6), (0.05, 1.3), (0.0, 0.7), (1e-17, 0.7)])
@@ -57,7 +58,7 @@ def elementary_time(level, target, depth, scale):
     return waited / target ** (2 - 2 / depth)
 
 
-# --- Times -----------------------------------------------------------------------------------------
+# --- Times ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 8])
@@ -121,7 +122,7 @@ def test_small_scale_law_is_the_limit_of_the_fit_time(x64):
         assert errors[-1] < 1e-3
 
 
-# --- Trajectories ----------------------------------------------------------------------------------
+# --- Trajectories ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -138,16 +139,16 @@ def test_trajectory_is_the_inverse_of_time_and_monotone(x64, depth):
     target, scale = jnp.asarray(STARTS[:3].T)
     settings = {"depth": depth, "scale": scale[None]}
     half_way = theory.fit_time(target, depth=depth, scale=scale, tolerance=0.5)
-    t = jnp.linspace(0, 3, 40)[:, None] * half_way
+    t = jnp.linspace(0, 3, 40)[:, None] * half_way[None]
     sigma = theory.mode_trajectory(t, target[None], **settings)
     assert sigma.shape == (40, 3)
-    assert jnp.all(jnp.diff(sigma, axis=0) * jnp.sign(target - scale**depth) >= 0)
+    assert jnp.all(jnp.diff(sigma, axis=0) * jnp.sign(target - scale**depth)[None] >= 0)
     back = theory.mode_time(sigma, target[None], **settings)
     moving = jnp.abs(sigma / target[None] - 1) > 1e-3  # later σ itself does not resolve the time
     assert_close(back[moving], t[moving], rtol=1e-12, atol=1e-14 * float(half_way.max()))
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_trajectory_agrees_with_an_integrator(x64, depth):
     (target, scale), alpha = np.tile(STARTS, (3, 1)).T, np.repeat([1.0, 0.3, 4.0], len(STARTS))
     settings = {"depth": depth, "scale": scale, "alpha": alpha}
@@ -199,13 +200,13 @@ def test_discrepant_rates_only_rescale_time_up_to_depth_two(x64):
         assert_close(fast, theory.mode_trajectory(3 * t, 7.0, depth=depth, scale=0.1), 1e-14)
 
 
-# --- Gradient descent ------------------------------------------------------------------------------
+# --- Gradient descent -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_descent_agrees_with_the_oracle(x64, depth):
     rows = json.loads((ORACLE / "gd_map.json").read_text())
-    (row,) = (row for row in rows if row["depth"] == depth)
+    (row,) = [row for row in rows if row["depth"] == depth]
     settings = {"depth": depth, "scale": row["init_scale"], "learning_rate": row["learning_rate"]}
     sigma = theory.mode_descent(float(row["sigma_star"]), steps=20_000, **settings)
     for step, value in row["end_to_end_singular_value"].items():
@@ -246,7 +247,7 @@ def test_descent_approaches_the_flow_to_first_order_in_the_learning_rate(x64, al
     assert abs(order - 1) < 0.02
 
 
-# --- Plateaus, conservation, stability -------------------------------------------------------------
+# --- Plateaus, conservation, stability ------------------------------------------------------------
 
 
 def test_plateaus_go_from_the_loss_at_zero_to_zero(x64):
@@ -257,7 +258,7 @@ def test_singular_value_rates_are_those_of_a_balanced_network(x64):
     rng = np.random.default_rng(0)
     frames = [np.linalg.qr(rng.normal(size=(5, 5)))[0] for _ in range(4)]
     s = np.array([1.5, 1.1, 0.8, 0.5, 0.2])
-    w1, w2, w3 = (after * s @ before.T for before, after in zip(frames, frames[1:], strict=False))
+    w1, w2, w3 = (after * s @ before.T for before, after in pairwise(frames))
     residual = rng.normal(size=(5, 5))
     velocity = (
         residual @ (w2 @ w1).T @ w2 @ w1
@@ -279,16 +280,15 @@ def test_balance_step_is_what_one_step_of_descent_does(x64):
     assert_close(predicted, expected, rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 5.0])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_sharpness_is_the_top_eigenvalue_of_the_scaled_hessian(x64, depth, alpha):
+def test_sharpness_is_the_top_eigenvalue_of_the_scaled_hessian(x64, depth):
     target = 7.0
-    ratio = np.sqrt([alpha] + [1.0] * (depth - 2) + [alpha] * (depth > 1))
-    middle = (target / ratio.prod()) ** (1 / depth)
-    minimum = target * np.ones(1) if depth == 1 else middle * ratio
-    hessian = jax.hessian(lambda x: (jnp.prod(x) - target) ** 2 / 2)(jnp.asarray(minimum))
-    top = np.linalg.eigvalsh(np.outer(ratio, ratio) * np.asarray(hessian)).max()
-    assert_close(theory.sharpness(target, depth=depth, alpha=alpha), top, rtol=1e-12)
+    hessian = jax.jit(jax.hessian(lambda x: (jnp.prod(x) - target) ** 2 / 2))
+    for alpha in (0.5, 1.0, 5.0):
+        ratio = np.sqrt([alpha] + [1.0] * (depth - 2) + [alpha] * (depth > 1))
+        minimum = (target / ratio.prod()) ** (1 / depth) * ratio  # outer factors √α times middle
+        top = np.linalg.eigvalsh(np.outer(ratio, ratio) * np.asarray(hessian(minimum))).max()
+        assert_close(theory.sharpness(target, depth=depth, alpha=alpha), top, rtol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 5.0])
@@ -322,31 +322,27 @@ def test_explicit_steps_are_the_wait_over_the_longest_stable_step(x64):
     assert_close(theory.explicit_steps(targets, **settings), waits / (edge / 2), rtol=1e-14)
 
 
-# --- Transformations, precision, arguments ---------------------------------------------------------
+# --- Transformations, precision, arguments --------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [7.0, 0.05])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_derivatives_agree_with_finite_differences(x64, depth, target):
-    t = 0.7 * theory.fit_time(target, depth=depth, scale=0.6, tolerance=0.5, alpha=2.0)
-    level = theory.mode_trajectory(t, target, depth=depth, scale=0.6, alpha=2.0)
-
-    def check(function, *point):
-        gradient = jax.grad(function, argnums=(0, 1, 2, 3))(*map(jnp.asarray, point))
-        for i, value in enumerate(point):
-            h = 1e-4 * value
-            shifted = (jnp.asarray([*point[:i], value + k * h, *point[i + 1 :]]) for k in (1, -1))
-            up, down = (function(*arguments) for arguments in shifted)
-            assert_close(gradient[i], (up - down) / (2 * h), rtol=1e-5)
-
+def test_derivatives_agree_with_finite_differences(x64, depth):
     def sigma(t, target, scale, alpha):
         return theory.mode_trajectory(t, target, depth=depth, scale=scale, alpha=alpha)
 
     def time(level, target, scale, alpha):
         return theory.mode_time(level, target, depth=depth, scale=scale, alpha=alpha)
 
-    check(sigma, t, target, 0.6, 2.0)
-    check(time, level, target, 0.6, 2.0)
+    slopes = {f: jax.jit(jax.grad(f, argnums=(0, 1, 2, 3))) for f in (sigma, time)}
+    for target in (7.0, 0.05):
+        t = float(theory.fit_time(target, depth=depth, scale=0.6, tolerance=0.5, alpha=2.0))
+        for function, first in ((sigma, t), (time, float(sigma(t, target, 0.6, 2.0)))):
+            point = (first, target, 0.6, 2.0)
+            for i, slope in enumerate(slopes[function](*point)):
+                h = 1e-4 * point[i]
+                up = function(*point[:i], point[i] + h, *point[i + 1 :])
+                down = function(*point[:i], point[i] - h, *point[i + 1 :])
+                assert_close(slope, (up - down) / (2 * h), rtol=1e-5)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -356,8 +352,9 @@ def test_derivatives_are_finite_everywhere(x64, depth):
     def total(t, target, scale):
         return theory.mode_trajectory(t, target, depth=depth, scale=scale).sum()
 
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
     for t in (0.0, 1.0, 1e300):
-        for derivative in jax.grad(total, argnums=(0, 1, 2))(t, target, scale):
+        for derivative in slopes(t, target, scale):
             assert jnp.all(jnp.isfinite(derivative))
 
     def wait(level, target, scale):
@@ -365,7 +362,7 @@ def test_derivatives_are_finite_everywhere(x64, depth):
         return jnp.where(jnp.isfinite(time), time, 0).sum()
 
     level = jnp.full(target.shape, 0.2)
-    for derivative in jax.grad(wait, argnums=(0, 1, 2))(level, target, scale):
+    for derivative in jax.jit(jax.grad(wait, argnums=(0, 1, 2)))(level, target, scale):
         assert jnp.all(jnp.isfinite(derivative))
 
 
@@ -382,14 +379,12 @@ def test_target_derivative_of_a_mode_without_target_is_not_lost(x64):
 
 def test_vmap_and_jit_change_nothing(x64):
     t, target = jnp.linspace(0, 2, 7), jnp.array([5.0, 1.0, 0.0])
-    alpha = jnp.array([1.0, 2.0, 0.5])
 
-    def sigma(t, target, alpha):
-        return theory.mode_trajectory(t, target, depth=3, scale=0.4, alpha=alpha)
+    def sigma(t, target):
+        return theory.mode_trajectory(t, target, depth=3, scale=0.4)
 
-    table = sigma(t[:, None], target[None], alpha[None])
-    over_modes = jax.vmap(sigma, in_axes=(None, 0, 0), out_axes=1)
-    assert_close(jax.jit(over_modes)(t, target, alpha), table, rtol=1e-13)
+    over_modes = jax.jit(jax.vmap(sigma, in_axes=(None, 0), out_axes=1))
+    assert_close(over_modes(t, target), sigma(t[:, None], target[None]), rtol=1e-13)
 
     descend = jax.vmap(
         lambda target: theory.mode_descent(
@@ -402,7 +397,7 @@ def test_vmap_and_jit_change_nothing(x64):
     assert_close(descend(target), together.T, rtol=1e-14)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 12])
+@pytest.mark.parametrize("depth", [2, 3, 12])
 def test_single_precision_is_kept_and_nearly_reached(x64, depth):
     target, scale = np.float32([7.0, 0.05, 0.0]), np.float32([0.2, 1.3, 0.1])
     single = theory.mode_trajectory(np.float32(0.3), target, depth=depth, scale=scale)
@@ -450,9 +445,9 @@ def test_an_argument_out_of_range_is_named_by_every_other_function():
         theory.mode_time(-1.0, 1.0, depth=3, scale=0.1)
     with pytest.raises(ValueError, match="t=nan, expected at least 0"):
         theory.mode_trajectory(jnp.nan, 1.0, depth=3, scale=0.1)
-    with pytest.raises(ValueError, match="tolerance=0.0, expected more than 0"):
+    with pytest.raises(ValueError, match=r"tolerance=0\.0, expected more than 0"):
         theory.fit_time(1.0, depth=3, scale=0.1, tolerance=0.0)
-    with pytest.raises(ValueError, match="tolerance=1.5, expected between 0 and 1"):
+    with pytest.raises(ValueError, match=r"tolerance=1\.5, expected between 0 and 1"):
         theory.fit_time_small_scale(1.0, depth=3, scale=0.1, tolerance=1.5)
     with pytest.raises(ValueError, match=r"targets has shape \(2, 2\), expected \(r,\)"):
         theory.plateau_losses(jnp.eye(2))

@@ -100,7 +100,10 @@ def print_verdict(
 
 
 def write(folder: Path, about: dict[str, Any], results: Sequence["Result"]) -> tuple[Path, Path]:
-    """Write `report.html` and `report.json` to `folder`, both or none; returns their paths."""
+    """Write `report.html` and `report.json` to `folder`; returns their paths.
+
+    Older ones are replaced only once both new ones are complete.
+    """
     entries = [result.summary() for result in results]
     verdict = _verdict(about, results)
     report = about | {"complete": "incomplete" not in about, "verdict": verdict, "checks": entries}
@@ -386,7 +389,11 @@ def _panel(curve: "Curve", prefix: str) -> str:
     columns = _some(measured.shape[1], MAX_LINES)
     shades = np.linspace(0, 1, len(columns)) if len(columns) > 1 else [0.3]
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style = {"svg.fonttype": "none", "svg.hashsalt": prefix, "path.simplify_threshold": 0.3}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": prefix,
+        "path.simplify_threshold": 0.3,
+    }
     with matplotlib.rc_context(style | dict.fromkeys(inked, INK)):
         figure = Figure(figsize=PANEL, layout="constrained")
         axes = figure.subplots()

@@ -9,7 +9,7 @@ from lowdim_jax.compression import estimate_rank
 from lowdim_jax.linalg import LowRank, svd
 
 ENERGY = 0.95
-MAX_RANK = 8
+MAX_RANK = 5
 TOP = 20.0
 
 
@@ -42,7 +42,7 @@ def prepare(matrix: np.ndarray, /, *, rank: int | None, dtype: str) -> tuple[Low
     """Cut a matrix to a rank and scale it, and say so.
 
     The checks follow individual components, so the target must have a few clearly present ones:
-    its leading `r` singular triplets, `r` the smallest number that holds 95% of `Σ σ_i²`, at most 8.
+    its leading `r` singular triplets, `r` the smallest number that holds 95% of `Σ σ_i²`, at most 5.
     It is divided by a number so that `σ*_1 = 20`, the size of the synthetic targets: this changes
     neither singular vectors nor the theory.
 

@@ -1,0 +1,152 @@
+"""How many times longer the original network waits than the compressed one: a number set by depth.
+
+Source: docs/theory.md 3.7. Rank one, `u* ⟂ v*` (as in a very wide network), gradient flow: the
+time to halve the squared error, original over compressed, tends for `ε → 0` to `κ_L = k^{L−2}`,
+where `k > 1` solves `PV ∫_0^k s^{L−1}/(1 − s²) ds = 0`. The original network is trained in its
+exact reduction (3.2), with `d = 4`: the bulk does not act on the rest, whatever its size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from scipy.optimize import brentq
+from scipy.special import expi
+
+import lowdim_jax as ld
+from figures import style
+
+SETTINGS = {
+    "small": {
+        "epsilons": {"3": [0.1, 0.01, 0.001], "4": [0.1, 0.03, 0.01], "5": [0.1, 0.05, 0.03]},
+        "rtol": 1e-9,
+    },
+    "paper": {
+        "epsilons": {
+            "3": [0.1, 0.03, 0.01, 0.003, 0.001, 0.0001],
+            "4": [0.2, 0.1, 0.05, 0.02, 0.01],
+            "5": [0.2, 0.13, 0.08, 0.05, 0.03],
+            "6": [0.2, 0.15, 0.1, 0.07, 0.05],
+        },
+        "rtol": 1e-10,
+    },
+}
+SIGMA = 1.0  # sets the unit of time only
+RECORDS = 40
+
+
+def compute(settings):
+    """For each depth `L`: half times `(n,)` of both networks, their ratio, and the limit `κ_L`."""
+    axes = jnp.eye(4)
+    target = ld.LowRank(axes[:, :1], jnp.array([SIGMA]), axes[:, 1:2])
+    problem = ld.factorization(target.dense())
+    arrays = {}
+    for depth, epsilons in ((int(key), value) for key, value in settings["epsilons"].items()):
+        original, compressed = [], []
+        for scale in epsilons:
+            reduction = ld.reduce_identity(target, depth=depth, scale=scale)
+            narrow = ld.compress(problem, depth=depth, rank=1, scale=scale)
+            wait = float(ld.theory.mode_time(SIGMA / 2, SIGMA, depth=depth, scale=scale))
+            for loss, weights, times in (
+                (reduction.problem.loss, reduction.layers, original),
+                (problem.loss, narrow, compressed),
+            ):
+                times.append(half_time(loss, weights, within=2 * wait, rtol=settings["rtol"]))
+        arrays |= {
+            f"L{depth}_epsilon": np.array(epsilons),
+            f"L{depth}_original": np.array(original),
+            f"L{depth}_compressed": np.array(compressed),
+            f"L{depth}_ratio": np.array(original) / np.array(compressed),
+            f"L{depth}_predicted": np.array(predicted_ratio(depth)),
+        }
+    return {**arrays, "limit": np.array(brentq(lambda ratio: expi(np.log(ratio)), 1.1, 2.0))}
+
+
+def half_time(loss, weights, *, within, rtol):
+    """Time at which gradient flow has halved the loss: records close in on it, from the last before."""
+    start, half = 0.0, float(loss(weights)) / 2
+    while within > rtol * start:
+        times = jnp.linspace(0.0, within, RECORDS)
+        flow = ld.gradient_flow(
+            loss,
+            weights,
+            times,
+            solver="implicit",
+            rtol=rtol,
+            observe=lambda weights: weights,
+            throw=True,
+        )
+        before = int(np.argmax(np.asarray(flow.losses) <= half)) - 1
+        if before < 0:
+            raise RuntimeError(f"the loss is not halved between t = {start} and t = {start + within}")
+        start, within = start + float(times[before]), float(times[1])
+        weights = jax.tree.map(lambda record, row=before: record[row], flow.observed)
+    return start + within / 2
+
+
+def predicted_ratio(depth):
+    """`κ_L` of docs/theory.md 3.7."""
+    powers = np.arange(2 - depth % 2, depth - 1, 2)
+
+    def condition(k):
+        series = np.sum(k**powers / powers)
+        return (np.arctanh(1 / k) if depth % 2 else -np.log(k**2 - 1) / 2) - series
+
+    return brentq(condition, 1 + 1e-9, 2.0, xtol=1e-15) ** (depth - 2)
+
+
+def plot(arrays, settings):
+    """The ratio against depth, and how it is approached as `ε` falls."""
+    depths = [int(key) for key in settings["epsilons"]]
+    colours = dict(zip(depths, style.shades(style.ORIGINAL, len(depths)), strict=True))
+    figure = style.new_figure(height=3.6)
+    ratio, approach = figure.subplots(1, 2)
+
+    many = np.arange(3, 13)
+    ratio.axhline(arrays["limit"], color="#999999", linewidth=0.9)
+    ratio.annotate(
+        f"$L\\to\\infty$: {arrays['limit']:.4f}",
+        (many[-1], arrays["limit"]),
+        (0, 4),
+        textcoords="offset points",
+        ha="right",
+    )
+    ratio.plot(many, [predicted_ratio(depth) for depth in many], **style.PREDICTED, marker="x")
+    for depth in depths:
+        found = arrays[f"L{depth}_ratio"][-1]
+        ratio.plot(depth, found, "o", color=colours[depth], markersize=8, zorder=1.5)
+        ratio.annotate(f"{found:.4f}", (depth, found), (9, -9), textcoords="offset points")
+    ratio.set(
+        xlabel="depth $L$",
+        ylabel=r"waiting time, original / compressed",
+        ylim=(1.15, 1.5),
+        title=r"At the smallest $\varepsilon$",
+    )
+    ratio.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    for depth in depths:
+        epsilon = arrays[f"L{depth}_epsilon"]
+        gap = np.abs(arrays[f"L{depth}_ratio"] - arrays[f"L{depth}_predicted"])
+        slope = gap[0] * (epsilon / epsilon[0]) ** (depth - 2)
+        approach.plot(epsilon, slope, color="#999999", linewidth=0.9)
+        approach.plot(epsilon, gap, "o", color=colours[depth], markersize=7)
+    approach.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"initialization scale $\varepsilon$",
+        title=r"Distance to the prediction, $|$measured$\,-\,\kappa_L|$",
+    )
+    approach.yaxis.set_minor_formatter(NullFormatter())
+    style.legend_above(
+        figure,
+        [
+            Line2D([], [], linestyle="", marker="o", markersize=8, color=c, label=f"$L={depth}$")
+            for depth, c in colours.items()
+        ]
+        + [
+            Line2D([], [], **style.PREDICTED, marker="x", label=r"predicted $\kappa_L$"),
+            Line2D([], [], color="#999999", linewidth=0.9, label=r"slope $\varepsilon^{L-2}$"),
+        ],
+    )
+    return figure

@@ -1,0 +1,152 @@
+"""In a wide orthogonal layer all but 2r singular values share one value, on directions that never turn.
+
+Source: the law of parsimony, docs/theory.md 3.1 and 3.2. One layer of a full, dense network under
+gradient descent with weight decay. Of its `d` singular values `r` rise, `r` sink, and `d − 2r`
+stay together at `ρ(t)`; the subspaces of those, right and left, are known before training. Dashed:
+the reduced network, of width `2r`. Weight decay makes `ρ` visible: without it `ρ` falls only by
+the fraction `ε^{2L−2} t`.
+
+All singular values are equal at `t = 0`, so singular vectors are arbitrary there: the leading ones
+are compared with those after the first iteration.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.lines import Line2D
+
+import lowdim_jax as ld
+from figures import networks, style
+
+SETTINGS = {
+    "small": {
+        "d": 40,
+        "r": 4,
+        "depth": 3,
+        "layer": 1,
+        "epsilon": 0.3,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.3,
+        "steps": 2500,
+        "record_every": 25,
+        "seed": 0,
+    },
+    "paper": {
+        "d": 100,
+        "r": 10,
+        "depth": 3,
+        "layer": 1,
+        "epsilon": 0.3,
+        "learning_rate": 2e-4,
+        "weight_decay": 0.5,
+        "steps": 8000,
+        "record_every": 40,
+        "seed": 0,
+    },
+}
+
+
+def compute(settings):
+    """Singular values `(n, d)`, those predicted `(n, 2r + 1)`, angles of the bulk and of `r` vectors."""
+    r, number = settings["r"], settings["layer"]
+    target = networks.separated_target(settings)
+    problem, start = ld.factorization(target.dense()), networks.original(settings)
+    reduction = ld.reduce(start, target)
+    optimizer = ld.SGD(settings["learning_rate"], weight_decay=settings["weight_decay"])
+    predicted_bulk = {
+        "left": _complement(reduction.bases[number]),
+        "right": _complement(reduction.bases[number - 1]),
+    }
+
+    def observe(weights):
+        parts = jnp.linalg.svd(weights[number - 1])
+        vectors = {"left": parts.U, "right": parts.Vh.T}
+        return {
+            "values": parts.S,
+            **{f"{side}_leading": columns[:, :r] for side, columns in vectors.items()},
+            **{
+                f"{side}_bulk_angle": ld.spectra.subspace_angles(
+                    columns[:, r:-r], predicted_bulk[side]
+                )[0]
+                for side, columns in vectors.items()
+            },
+        }
+
+    def observe_reduced(layers):
+        core, bulk, _ = layers[number - 1]
+        return {"core": jnp.linalg.svd(core, compute_uv=False), "bulk": bulk}
+
+    options = {"steps": settings["steps"], "record_every": settings["record_every"], "throw": True}
+    full = ld.gradient_descent(problem.loss, start, optimizer, observe=observe, **options)
+    reduced = ld.reduced_descent(reduction, optimizer, observe=observe_reduced, **options)
+    once = ld.gradient_descent(problem.loss, start, optimizer, steps=1, observe=observe)
+    measured = jax.tree.map(np.asarray, full.observed)
+    first = jax.tree.map(lambda array: np.asarray(array[-1]), once.observed)
+    return {
+        "iteration": np.asarray(full.t),
+        "values": measured["values"],
+        "predicted_core": np.asarray(reduced.observed["core"]),
+        "predicted_bulk": np.asarray(reduced.observed["bulk"]),
+        **{f"{side}_bulk_angle": measured[f"{side}_bulk_angle"] for side in predicted_bulk},
+        **{
+            f"{side}_angle": _angle(measured[f"{side}_leading"], first[f"{side}_leading"])
+            for side in predicted_bulk
+        },
+    }
+
+
+def _complement(basis):
+    full, _ = jnp.linalg.qr(basis, mode="complete")
+    return full[:, basis.shape[1] :]
+
+
+def _angle(vectors, reference):
+    """Angles between unit columns up to sign; exact for small ones, unlike the arc cosine."""
+    apart = np.linalg.norm(vectors - reference, axis=-2), np.linalg.norm(vectors + reference, axis=-2)
+    return 2 * np.arcsin(np.minimum(*apart) / 2)
+
+
+def plot(arrays, settings):
+    """Singular values, the same over `ρ`, and how far singular vectors have turned."""
+    d, r, number = settings["d"], settings["r"], settings["layer"]
+    iteration, values, bulk = arrays["iteration"], arrays["values"], arrays["predicted_bulk"]
+    shades = style.shades(style.ORIGINAL, r)
+    figure = style.new_figure(height=3.7)
+    course, close, angle = figure.subplots(1, 3)
+
+    for axes, unit in ((course, np.ones_like(bulk)), (close, bulk)):
+        axes.plot(iteration, values[:, r : d - r] / unit[:, None], color="#AAAAAA", linewidth=3.2)
+        for group in (values[:, :r], values[:, d - r :][:, ::-1]):
+            for column, colour in zip(group.T, shades, strict=True):
+                axes.plot(iteration, column / unit, color=colour, **style.MEASURED)
+        for column in (*arrays["predicted_core"].T, bulk):
+            axes.plot(iteration, column / unit, **{**style.PREDICTED, "linewidth": 0.9})
+        axes.set(xlim=(0, iteration[-1]), xlabel="iteration")
+        style.thousands(axes)
+    course.set(yscale="log", title=f"Singular values of layer {number}")
+    lowest = np.min(values[:, -1] / bulk)
+    close.set(ylim=(lowest - 0.02, 2 - lowest), title=r"Close-up: divided by $\rho(t)$")
+
+    moving, still = iteration[1:], {"color": "#888888", "linestyle": "", "markersize": 3}
+    for side, dashes in (("right", "-"), ("left", (0, (1, 1.3)))):
+        for column, colour in zip(arrays[f"{side}_angle"][1:].T, shades, strict=True):
+            angle.plot(moving, column, color=colour, linewidth=1.3, linestyle=dashes)
+    for side, marker in (("right", "o"), ("left", "x")):
+        angle.plot(moving, arrays[f"{side}_bulk_angle"][1:], marker=marker, **still)
+    angle.set(
+        xlim=(0, iteration[-1]),
+        yscale="log",
+        ylim=(1e-16, 8),
+        xlabel="iteration",
+        title="Angle turned (radians)",
+    )
+    style.thousands(angle)
+    style.legend_above(
+        figure,
+        [
+            Line2D([], [], color=shades[r // 3], label=f"{r} rise, {r} sink", **style.MEASURED),
+            Line2D([], [], color="#AAAAAA", linewidth=3.2, label=f"{d - 2 * r} stay together"),
+            Line2D([], [], **style.PREDICTED, label=f"predicted, width {2 * r}"),
+        ],
+    )
+    return figure

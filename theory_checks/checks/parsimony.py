@@ -1,0 +1,331 @@
+"""Section 3 of docs/theory.md: the original network, exactly, in 2r dimensions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lowdim_jax as ld
+from lowdim_jax import spectra
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+from theory_checks.training import edge, keep, observe_alignment, original, per_seed
+
+DEPTH, SCALE = 3, 0.3
+STEPS, EVERY = 400, 10
+NUMBER = 2
+"""The layer whose bulk is looked at, a middle one."""
+
+OPTIMIZERS = {
+    "gradient descent": {},
+    "momentum": {"momentum": 0.8},
+    "Nesterov momentum": {"momentum": 0.8, "nesterov": True},
+    "weight decay": {"weight_decay": 0.05},
+    "discrepant rates": {"alpha": 3.0},
+}
+
+
+def _optimizer(name: str, rate: float):
+    if name == "Adam":
+        return optax.adam(10 * rate)
+    fraction = {"discrepant rates": 3.0 ** (-2 / DEPTH), "momentum": 0.2, "Nesterov momentum": 0.2}
+    return ld.SGD(rate * fraction.get(name, 1.0), **OPTIMIZERS[name])
+
+
+def _full_and_reduced(target, weights, optimizer, *, steps=STEPS, every=EVERY, observe=keep):
+    """The same training twice: all weights of the full network, and its reduction."""
+    problem = ld.factorization(target.dense())
+    full = ld.gradient_descent(
+        problem.loss, weights, optimizer, steps=steps, record_every=every, observe=observe
+    )
+    reduction = ld.reduce(weights, target, strict=False)
+    small = ld.reduced_descent(
+        reduction, optimizer, steps=steps, record_every=every, observe=keep, strict=False
+    )
+    return full, reduction, small
+
+
+@check(
+    "lossless-reduction",
+    claim="The reduced network gives every layer of the full one: descent, momentum, Nesterov, weight "
+    "decay, discrepant rates.",
+    source="3.1, 3.2, 3.5",
+    controls={
+        "Adam, which does not rotate with the weights": {"optimizers": ("Adam",)},
+        "Gaussian instead of orthogonal initialization": {
+            "init": "gaussian", "optimizers": ("gradient descent",),
+        },
+    },
+)  # fmt: skip
+def lossless_reduction(
+    setting: Setting, /, *, init="orthogonal", optimizers=tuple(OPTIMIZERS)
+) -> Evidence:
+    rate = 0.5 * edge(setting, depth=DEPTH)
+    by_optimizer, lines = {}, []
+    for name in optimizers:
+        optimizer = _optimizer(name, rate)
+
+        def distance(target, key, optimizer=optimizer):
+            weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
+            full, reduction, small = _full_and_reduced(target, weights, optimizer)
+
+            def gaps(full, layers):
+                pairs = zip(full, reduction.lift(layers), strict=True)
+                return jnp.stack([jnp.linalg.norm(w - v) / jnp.linalg.norm(w) for w, v in pairs])
+
+            return jax.vmap(gaps)(full.observed, small.observed)
+
+        gaps = np.asarray(per_seed(distance, setting))  # seeds × records × layers
+        by_optimizer[name] = np.max(gaps, axis=(1, 2))
+        lines.append(np.max(gaps[0], axis=1))
+    return Evidence(
+        errors=np.max(np.asarray(list(by_optimizer.values())), axis=0),
+        tolerance=setting.rounding(STEPS),
+        reason=f"rounding of {STEPS} steps",
+        quantity="largest relative Frobenius difference of a layer, over layers, steps and optimizers",
+        predicted={"difference": 0},
+        measured={name: float(np.max(error)) for name, error in by_optimizer.items()},
+        curves=(
+            Curve("largest difference of a layer, one line an optimizer (dashed: rounding unit)",
+                  np.arange(0, STEPS + 1, EVERY),
+                  np.full((STEPS // EVERY + 1, len(lines)), setting.eps),
+                  np.maximum(np.transpose(lines), setting.eps / 10), xlabel="step",
+                  ylabel="relative difference", ylog=True),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "block-structure",
+    claim="In every layer all but 2r singular values are equal, follow ρ ← ρ(1 − ηλ − ηρ^{2L−2}), and "
+    "their singular subspaces stay where they were.",
+    source="3.2",
+    controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+    any_target=False,
+)
+def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05) -> Evidence:
+    rate = 0.5 * edge(setting, depth=DEPTH)
+    d, bulk = min(setting.shape), min(setting.shape) - 2 * setting.rank
+
+    def train(target, key):
+        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
+        run = ld.gradient_descent(
+            ld.factorization(target.dense()).loss, weights, ld.SGD(rate, weight_decay=decay),
+            steps=STEPS, record_every=EVERY, observe=keep,
+        )  # fmt: skip
+        return jnp.stack(run.observed, axis=1), jnp.stack(weights)  # records × layers × d × d
+
+    history, start = (np.asarray(part) for part in per_seed(train, setting))
+    rho = [SCALE]
+    for _ in range(STEPS):
+        rho.append(rho[-1] * (1 - rate * decay - rate * rho[-1] ** (2 * DEPTH - 2)))
+    rho = np.array(rho[::EVERY])
+
+    singular = np.linalg.svd(history, compute_uv=False)
+    distance = np.sort(np.abs(singular - rho[None, :, None, None]), axis=-1)
+    spread = distance[..., bulk - 1]  # the worst of the `bulk` singular values nearest to ρ
+    # Directions v of the bulk: W(t) v = (ρ(t)/ε) W(0) v. They are what the moved part's complement is.
+    moved = history - (rho / SCALE)[None, :, None, None, None] * start[:, None]
+    extra = np.linalg.svd(moved, compute_uv=False)[..., d - bulk]
+    by_seed = np.maximum(spread, extra).max(axis=(1, 2)) / SCALE
+    every = np.arange(0, STEPS + 1, EVERY)
+    return Evidence(
+        errors=by_seed,
+        tolerance=setting.rounding(STEPS),
+        reason=f"rounding of {STEPS} steps",
+        quantity="largest of |σ − ρ(t)| over the d − 2r bulk singular values, and the (2r+1)-th singular "
+        "value of W_l(t) − (ρ(t)/ε) W_l(0), relative to ε",
+        predicted={"bulk count": bulk, "ρ at the end": rho[-1]},
+        measured={
+            "bulk count, fewest over layers and steps": int(
+                np.min(np.sum(distance < setting.rounding(STEPS) * SCALE, axis=-1))
+            ),
+            "median singular value at the end, seed 0": float(np.median(singular[0, -1, 0])),
+        },
+        curves=(
+            Curve(f"singular values of layer {NUMBER}, and ρ(t)", every,
+                  np.repeat(rho[:, None], d, axis=1), singular[0, :, NUMBER - 1], xlabel="step",
+                  ylabel="singular value"),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "rectangular-reduction",
+    claim="With a rectangular end layer 3r dimensions suffice, in both orientations and at bottlenecks.",
+    source="3.5",
+    controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+    any_target=False,
+)
+def rectangular_reduction(setting: Setting, /, *, init="orthogonal") -> Evidence:
+    rank, scale = 3, 0.3
+    wide, narrow = 30, 20
+    chains = {
+        "d_out < d_in": (wide, wide, wide, narrow),
+        "d_out > d_in": (narrow, wide, wide, wide),
+        "bottleneck": (wide, narrow, narrow, wide),
+    }
+    make = {"orthogonal": ld.orthogonal, "gaussian": ld.gaussian}[init]
+    errors, cores = {}, {}
+    for name, spaces in chains.items():
+
+        def distance(target, key, spaces=spaces):
+            del target
+            sigma = jnp.linspace(2.0, 1.0, rank, dtype=setting.dtype)
+            target = ld.random_target(key, (spaces[-1], spaces[0]), sigma)
+            weights = make(key, spaces, scale=scale, dtype=setting.dtype)
+            optimizer = ld.SGD(0.1, weight_decay=0.02)
+            full, reduction, small = _full_and_reduced(
+                target, weights, optimizer, every=STEPS, observe=None
+            )
+            pairs = zip(full.weights, reduction.lift(small.weights), strict=True)
+            gaps = [jnp.linalg.norm(w - v) / jnp.linalg.norm(w) for w, v in pairs]
+            return jnp.max(jnp.stack(gaps)), jnp.asarray([b.shape[1] for b in reduction.bases])
+
+        gaps, widths = per_seed(distance, setting)
+        errors[name], cores[name] = np.asarray(gaps), np.asarray(widths[0])
+    return Evidence(
+        errors=np.max(np.asarray(list(errors.values())), axis=0),
+        tolerance=setting.rounding(STEPS),
+        reason=f"rounding of {STEPS} steps",
+        quantity="largest relative Frobenius difference of a layer from the lifted reduction",
+        predicted={"largest core width": 3 * rank},
+        measured={f"core widths, {name}": widths for name, widths in cores.items()},
+    )
+
+
+@check(
+    "low-rank-updates",
+    claim="W_l(t) − (ρ_l(t)/ε) W_l(0) has rank at most 2r: updates live in a fixed small subspace.",
+    source="1.1, 3.2",
+    controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+    any_target=False,
+)
+def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
+    rate = 0.5 * edge(setting, depth=DEPTH)
+
+    def train(target, key):
+        # At ε ≪ 1 the bulk rests to order ε^{2L−2}, so that W_l(t) − W_l(0) itself is low-rank.
+        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
+        run = ld.gradient_descent(
+            ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=STEPS,
+            record_every=EVERY, observe=keep,
+        )  # fmt: skip
+        updates = [after[-1] - before for after, before in zip(run.observed, weights, strict=True)]
+        return jnp.stack([jnp.linalg.svd(update, compute_uv=False) for update in updates])
+
+    values = np.asarray(per_seed(train, setting))  # seeds × layers × d
+    m = 2 * setting.rank
+    errors = np.max(values[:, :, m] / values[:, :, 0], axis=1)
+    rest = rate * STEPS * SCALE ** (2 * DEPTH - 1)
+    index = np.arange(1, values.shape[-1] + 1)
+    floor = np.where(index <= m, values[0, NUMBER - 1], rest)
+    return Evidence(
+        errors=errors,
+        tolerance=rest / float(np.min(values[:, :, 0])) + setting.rounding(STEPS),
+        reason="motion of the bulk, at most ε^{2L−1} η k in k steps, relative to the largest singular value",
+        quantity="(2r+1)-th over the first singular value of W_l(t) − W_l(0), over layers",
+        predicted={"singular values above the bulk's motion": m},
+        measured={"ratio": errors},
+        curves=(
+            Curve(f"singular values of the update of layer {NUMBER} (dashed: bulk's motion past 2r)",
+                  index, floor, np.maximum(values[0, NUMBER - 1], setting.eps / 10), xlabel="index",
+                  ylabel="singular value", ylog=True),
+        ),
+    )  # fmt: skip
+
+
+@check(
+    "escape-ratio",
+    claim="As d → ∞, ε → 0, the original needs κ_L times the compressed network's time to halve the "
+    "squared error (κ_3 = 1.199679, κ_4 = 1.278465), and ln 2/(2σ*) more at L = 2.",
+    source="3.7",
+    controls={"singular vectors that are not orthogonal to each other": {"overlap": 0.7}},
+    any_target=False,
+)
+def escape_ratio(setting: Setting, /, *, overlap=0.0) -> Evidence:
+    sigma = 2.0
+    ratios = {3: (1.199679, 3e-3), 4: (1.278465, 0.03)}
+    measured, predicted, errors = {}, {}, []
+    for depth, scale in ((2, 1e-3), *((depth, scale) for depth, (_, scale) in ratios.items())):
+        original_time, compressed_time = (
+            _half_time(setting, depth, scale, sigma, cosine) for cosine in (overlap, 1.0)
+        )
+        if depth == 2:
+            name, value = "delay at L = 2", original_time - compressed_time
+            expected = np.log(2) / (2 * sigma)
+        else:
+            name, value = f"κ_{depth}", original_time / compressed_time
+            expected = ratios[depth][0]
+        measured[name], predicted[name] = value, expected
+        errors.append(abs(value / expected - 1))
+    return Evidence(
+        errors=np.array([max(errors)]),
+        tolerance=5e-3,
+        reason="next order in ε at ε = 0.003 (L = 3) and 0.03 (L = 4), and the resolution of the records",
+        quantity="largest relative deviation from the predicted ratio or delay",
+        predicted=predicted,
+        measured=measured,
+    )
+
+
+def _half_time(setting: Setting, depth: int, scale: float, sigma: float, cosine: float) -> float:
+    """Flow time at which a rank-one run halves its squared error; `cosine` is `⟨R_Lᵀu*, v*⟩`.
+
+    With `cosine = 1` the reduced network is the compressed one: `u` and `v` coincide in its basis.
+    """
+    sine = (1 - cosine**2) ** 0.5
+    left = jnp.asarray([[cosine], [sine], [0.0], [0.0]], setting.dtype)
+    right = jnp.asarray([[1.0], [0.0], [0.0], [0.0]], setting.dtype)
+    target = ld.LowRank(left, jnp.asarray([sigma], setting.dtype), right)
+    reduction = ld.reduce_identity(target, depth=depth, scale=scale)
+    guess = float(
+        ld.theory.mode_time(0.3 * sigma, sigma, depth=depth, scale=scale)
+    )
+    times = jnp.linspace(0.95 * guess, 1.6 * guess, 2000, dtype=setting.dtype)
+    run = ld.gradient_flow(
+        reduction.problem.loss, reduction.layers, times, solver="explicit",
+        rtol=max(1e-9, 20 * setting.eps),
+    )  # fmt: skip
+    return float(spectra.crossing_time(run.t, -run.losses[:, None], -(sigma**2) / 4)[0])
+
+
+@check(
+    "prediction-against-device",
+    claim="The wide network trained on this device follows the singular values its reduction predicts.",
+    source="3.3",
+    controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+    any_target=False,
+)
+def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evidence:
+    d = {"small": 128, "paper": 512, "large": 4096}[setting.size]
+    rank, scale, steps = 5, 0.3, 300
+    sigma = jnp.linspace(2.0, 1.0, rank, dtype=setting.dtype) * 5
+    target = ld.random_target(setting.keys[0], (d, d), sigma)
+    rate = 0.5 * float(ld.theory.edge_of_stability(sigma[0], depth=DEPTH))
+    weights = original(target, setting.keys[0], depth=DEPTH, scale=scale, init=init)
+    full = ld.gradient_descent(
+        ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
+        record_every=EVERY, observe=observe_alignment(target),
+    )  # fmt: skip
+    reduction = ld.reduce(weights, target, strict=False)
+    small = ld.reduced_descent(
+        reduction, ld.SGD(rate), steps=steps, record_every=EVERY, observe=keep
+    )
+    predicted = np.asarray(
+        jax.vmap(lambda layers: spectra.singular_values(ld.cores(layers), rank=rank))(small.observed)
+    )
+    measured = np.asarray(full.observed.singular_values)
+    error = float(np.max(np.abs(measured - predicted)) / float(sigma[0]))
+    return Evidence(
+        errors=np.array([error]),
+        tolerance=setting.rounding(steps),
+        reason=f"rounding of {steps} steps",
+        quantity=f"largest |σ_i − predicted| / σ*_1, d = {d}, i ≤ {rank}, one seed",
+        predicted={"σ at the end": predicted[-1]},
+        measured={"σ at the end": measured[-1]},
+        curves=(
+            Curve(f"leading singular values, d = {d}", np.arange(0, steps + 1, EVERY), predicted,
+                  measured, xlabel="step", ylabel="singular value"),
+        ),
+    )  # fmt: skip
