@@ -74,7 +74,7 @@ def half_time(loss, weights, *, within, rtol):
             times,
             solver="implicit",
             rtol=rtol,
-            observe=lambda weights: weights,
+            observe=_itself,
             throw=True,
         )
         before = int(np.argmax(np.asarray(flow.losses) <= half)) - 1
@@ -83,6 +83,10 @@ def half_time(loss, weights, *, within, rtol):
         start, within = start + float(times[before]), float(times[1])
         weights = jax.tree.map(lambda record, row=before: record[row], flow.observed)
     return start + within / 2
+
+
+def _itself(weights):
+    return weights
 
 
 def predicted_ratio(depth):

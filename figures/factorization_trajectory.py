@@ -6,9 +6,9 @@ prediction).
 
 All networks start at one scale `ε` and take the same learning rate, on the loss `½‖W − Φ‖_F²`. The
 paper's code states `η = 1` for the mean over the `d²` entries, that is `η = 1/d²` here, with which
-the compressed network takes 116,000 iterations and the original 143,000; its published curves end
-after 6,000 and 8,000, about what a rate 20 times larger gives, 2e-3 for d = 100, which is used here.
-Far below the edge of stability the rate only rescales the horizontal axis.
+the compressed network takes 116,000 iterations and the original 143,000. Its published curves end
+after 6,000 and 8,000, about what a rate 20 times larger gives, 2e-3 for d = 100: that one is used
+here. Far below the edge of stability the rate only rescales the horizontal axis.
 
 Burer-Monteiro factorizations `U Vᵀ` start at small Gaussian factors. Having two factors, they wait
 `ln(1/ε)` where three factors wait `1/ε` (docs/theory.md 2.4), so on a fully known matrix they are
@@ -126,7 +126,7 @@ def plot(arrays, settings):
     )
     by_iteration.set(
         yscale="log",
-        xlim=(0, None),
+        xlim=(0, arrays["iteration"][-1]),
         ylim=(2e-8, 2),
         xlabel="iteration",
         ylabel=r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$",

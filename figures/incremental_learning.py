@@ -136,12 +136,13 @@ def _strips(axes, iteration, heights, top, colour):
     ramp = LinearSegmentedColormap.from_list("height", [style.shades(colour, 9)[-1], colour])
     for i in range(heights.shape[1]):  # far to near
         z = heights[:, i]
+        reached = np.fmax(z, np.append(z[1:], z[-1]))  # one colour up each step of the staircase
         x, y = np.meshgrid([i + 0.6, i + 1.4], iteration, indexing="ij")
         axes.plot_surface(
             x,
             y,
             np.stack([z, z]),
-            facecolors=ramp(np.nan_to_num(np.stack([z, z]) / top)),
+            facecolors=ramp(np.nan_to_num(np.stack([reached, reached]) / top)),
             shade=False,
             rcount=2,
             ccount=len(iteration),

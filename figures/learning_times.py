@@ -2,16 +2,16 @@
 
 Source: docs/theory.md 2.2 and 2.4. For `L ≥ 3` and `ε → 0`, component i is learned at
 `t_i = ε^{−(L−2)} / ((L−2) σ*_i)`, so that `t_i σ*_i` is the same for all components; for `L = 2` at
-`ln(σ*_i/ε²) / (2σ*_i)`, a logarithm in `ε`. Dashed: the exact time of 2.2, for any `ε`. Learned means
-half way to its target, `level`.
-Measured in compressed networks trained by gradient descent at `rates` times the edge of stability.
+`ln(σ*_i/ε²) / (2σ*_i)`, a logarithm in `ε`. Dashed: the exact time of 2.2, for any `ε`.
+Learned means half way to its target, `level`. Measured in compressed networks trained by gradient
+descent at `rates` times the edge of stability.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import lowdim_jax as ld
 from figures import style
@@ -122,8 +122,10 @@ def plot(arrays, settings):
             xlabel=r"initialization scale $\varepsilon$",
             title=f"depth $L={depth}$: {slope}",
         )
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        for axis in (axes.xaxis, axes.yaxis) if power else ():
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         if depth == depths[0]:
             axes.set_ylabel(r"$t_i\,\sigma^*_i$")
     half = f"{settings['level']:.0%}"

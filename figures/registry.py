@@ -84,8 +84,8 @@ def read(name: str, *, size: str, out: Path) -> dict[str, np.ndarray]:
     path = out / f"{name}.npz"
     again = "make the figure without --redraw"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as contents:
+            arrays = dict(contents)
         saved = json.loads(str(arrays.pop(SETTINGS_KEY)))
     except FileNotFoundError:
         raise ValueError(f"there are no saved arrays {path}: {again} first") from None

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax.initialization import spectral
@@ -83,13 +84,14 @@ def estimate_rank(
     ValueError
         If both rules are given, or `energy` is not in `(0, 1]`.
     """
-    sigma = svd(matrix).singular_values
+    with jax.ensure_compile_time_eval():  # so that it works on concrete values under `jit`, too
+        sigma = np.asarray(svd(matrix).singular_values)
     if energy is None:
-        rtol = max(matrix.shape) * float(jnp.finfo(sigma.dtype).eps) if rtol is None else rtol
-        return max(1, int(jnp.sum(sigma > rtol * sigma[0])))
+        rtol = max(matrix.shape) * float(np.finfo(sigma.dtype).eps) if rtol is None else rtol
+        return max(1, int(np.sum(sigma > rtol * sigma[0])))
     if rtol is not None:
         raise ValueError(f"energy={energy} and rtol={rtol} are two rules: give one of them")
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy}, expected a fraction in (0, 1]")
-    held = jnp.cumsum(sigma**2) / jnp.sum(sigma**2)
-    return min(int(jnp.sum(held < energy)) + 1, len(sigma))
+    held = np.cumsum(sigma**2) / np.sum(sigma**2)
+    return min(int(np.sum(held < energy)) + 1, len(sigma))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -79,13 +80,14 @@ def gradient_flow(
     ValueError
         If `times` is not an increasing vector of non-negative times, or `solver` is unknown.
     """
-    times = jnp.asarray(times)
     _check_times(times)
     if solver not in ("auto", "explicit", "implicit"):
         raise ValueError(f"solver={solver!r}, expected 'auto', 'explicit' or 'implicit'")
-    rate = _fastest_rate(loss, weights, alpha, times)
+    end = times[-1]
+    times = jnp.asarray(times)
+    rate = _fastest_rate(loss, weights, alpha, end)
     if solver == "auto":
-        predicted = 0.0 if rate is None else float(times[-1]) * rate / _STABILITY_INTERVAL
+        predicted = 0.0 if rate is None else float(end) * rate / _STABILITY_INTERVAL
         solver = "implicit" if predicted > EXPLICIT_BUDGET else "explicit"
     if max_steps is None:
         max_steps = 50_000 if solver == "implicit" else 200_000
@@ -103,7 +105,7 @@ def gradient_flow(
     if not isinstance(trajectory.status, jax.core.Tracer):
         trajectory = trim(trajectory)
         if not trajectory.ok:
-            hint = _why(trajectory, float(reached), float(times[-1]), rate, solver)
+            hint = _why(trajectory, float(reached), float(end), rate, solver)
             trajectory = replace(trajectory, hint=hint)
         if throw:
             trajectory.raise_if_failed()
@@ -207,25 +209,27 @@ def _blank_where_unrecorded(leaf: jax.Array, recorded: jax.Array) -> jax.Array:
     return jnp.where(mask, leaf, jnp.asarray(blank, leaf.dtype))
 
 
-def _check_times(times: jax.Array) -> None:
-    if times.ndim != 1 or times.size == 0:
-        raise ValueError(f"times has shape {times.shape}, expected a non-empty vector")
+def _check_times(times) -> None:
+    if jnp.ndim(times) != 1 or jnp.size(times) == 0:
+        raise ValueError(f"times has shape {jnp.shape(times)}, expected a non-empty vector")
     if isinstance(times, jax.core.Tracer):
         return
-    if not (times[0] >= 0 and times[-1] > 0 and bool(jnp.all(jnp.diff(times) > 0))):
+    values = np.asarray(times)
+    if not (values[0] >= 0 and values[-1] > 0 and np.all(np.diff(values) > 0)):
         raise ValueError("times is not an increasing sequence of non-negative finite times")
 
 
-def _fastest_rate(loss, weights, alpha, times) -> float | None:
+def _fastest_rate(loss, weights, alpha, end) -> float | None:
     """Fastest rate `2 / edge` of the flow at its minimum, where the problem can tell it."""
     problem = getattr(loss, "__self__", None)
-    leaves = jax.tree.leaves((problem, weights, alpha, times))
+    leaves = jax.tree.leaves((problem, weights, alpha, end))
     if not hasattr(problem, "stable_learning_rate") or any(
         isinstance(leaf, jax.core.Tracer) for leaf in leaves
     ):
         return None
-    edge = problem.stable_learning_rate(depth=len(weights), alpha=alpha)
-    return float(2 / jnp.min(edge))
+    with jax.ensure_compile_time_eval():
+        edge = problem.stable_learning_rate(depth=len(weights), alpha=alpha)
+        return float(2 / jnp.min(edge))
 
 
 def _why(trajectory: Trajectory, reached: float, end: float, rate, solver: str) -> str:

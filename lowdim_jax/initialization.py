@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax.linalg import LowRank, extend_orthonormal, svd
@@ -114,9 +115,10 @@ def from_singular_vectors(
 
 def check_scale(scale) -> None:
     """Raise `ValueError` unless a concrete `scale` is positive and finite (traced ones pass)."""
-    if not isinstance(scale, jax.core.Tracer) and not bool(
-        jnp.all((jnp.asarray(scale) > 0) & jnp.isfinite(jnp.asarray(scale)))
-    ):
+    if isinstance(scale, jax.core.Tracer):
+        return
+    values = np.asarray(scale)  # NumPy: under `jit`, JAX would trace even this
+    if not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(f"scale={scale}, expected a positive finite initialization scale ε")
 
 

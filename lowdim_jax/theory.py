@@ -522,4 +522,4 @@ def _check(name, value, holds, expected):
         value = np.asarray(value)
         bad = value[~(np.isfinite(value) & holds(value))]
         if bad.size:
-            raise ValueError(f"{name}={bad.flat[0]}, expected {expected}")
+            raise ValueError(f"{name}={bad.flat[0]}, expected a finite number, {expected}")

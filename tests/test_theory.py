@@ -17,7 +17,8 @@ from lowdim_jax import theory
 ORACLE = Path(__file__).parent / "oracle"
 DEPTHS = (1, 2, 3, 4, 5, 6, 12)
 
-# Below the target, above it, at zero, at rounding noise: (σ*, ε).
+# Starts below and above the target, targets of zero and of rounding noise: (σ*, ε). Tests use five-
+# element arrays where they can: their time goes into compiling, once for each shape and depth.
 STARTS = np.array([(7.0, 0.2), (1.0, 0.6), (0.05, 1.3), (0.0, 0.7), (1e-17, 0.7)])
 
 
@@ -31,7 +32,7 @@ def assert_close(actual, desired, rtol, atol=0.0):
     np.testing.assert_allclose(np.asarray(actual), np.asarray(desired), rtol=rtol, atol=atol)
 
 
-def integrated(t, target, depth, scale, alpha):
+def integrated(t, target, scale, depth, alpha):
     """`σ(t)` by integrating the logarithms of the factors with SciPy."""
     count = np.array([min(depth, 2), max(depth - 2, 0)])
     rates = np.array([alpha, 1.0]) * (count > 0)
@@ -72,44 +73,42 @@ def test_mode_times_agree_with_the_oracle(x64, depth):
 @pytest.mark.parametrize("depth", [3, 4, 5])
 def test_mode_times_with_discrepant_rates_agree_with_the_oracle(x64, depth):
     row = oracle("discrepant_mode_times.json", depth)
-    target, settings = row["sigma_star"], {"scale": row["init_scale"], "alpha": row["alpha"]}
-    time = theory.mode_time(row["fraction"] * target, target, depth=depth, **settings)
-    assert_close(time, row["time"], rtol=2e-14)
-    # Time, not σ: near the rise σ is as sensitive to time as the wait is long.
-    sigma = theory.mode_trajectory(row["time"], target, depth=depth, **settings)
-    assert_close(theory.mode_time(sigma, target, depth=depth, **settings), row["time"], rtol=2e-14)
+    level, target = row["fraction"] * row["sigma_star"], row["sigma_star"]
+    settings = {"scale": row["init_scale"], "alpha": row["alpha"]}
+    assert_close(theory.mode_time(level, target, depth=depth, **settings), row["time"], rtol=2e-14)
 
 
-@pytest.mark.parametrize("depth", [3, 4, 7, 12])
+@pytest.mark.parametrize("depth", [3, 4, 6, 12])
 def test_quadrature_agrees_with_the_elementary_integral_at_every_depth(x64, depth):
-    target, scale = np.array([0.5, 7.0, 20.0]), np.array([1e-4, 1e-2, 0.3])
-    level = target * np.array([0.999999, 0.4, 0.9])
+    target, scale = np.array([0.5, 7, 20, 0.1, 3]), np.array([1e-4, 1e-2, 0.3, 1e-3, 0.1])
+    level = target * np.array([0.999999, 0.4, 0.9, 0.01, 0.5])
+    settings = {"depth": depth, "scale": scale}
     expected = elementary_time(level, target, depth, scale)
-    one = jnp.ones(3)
-    assert_close(theory.mode_time(level, target, depth=depth, scale=scale), expected, 1e-13)
-    traced = theory.mode_time(level, target, depth=depth, scale=scale, alpha=one)
-    assert_close(traced, expected, 1e-13)
+    assert_close(theory.mode_time(level, target, **settings), expected, rtol=1e-13)
+    discrepant = theory.mode_time(level, target, alpha=jnp.ones(5), **settings)
+    assert_close(discrepant, expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_levels_the_mode_never_passes_take_forever(x64, depth):
-    above, start = jnp.array([7.0, 7.1, 1e-9]), 0.2**depth
-    assert jnp.all(theory.mode_time(above, 7.0, depth=depth, scale=0.2) == jnp.inf)
-    assert theory.mode_time(start, 7.0, depth=depth, scale=0.2) == 0
-    assert theory.mode_time(start * 1.1, 0.0, depth=depth, scale=0.2) == jnp.inf
-    assert theory.mode_time(0.0, 0.0, depth=depth, scale=0.2) == jnp.inf
+    start = 0.2**depth
+    level = jnp.array([7.0, 7.1, start / 2, start, 0.0])
+    rising = theory.mode_time(level, 7.0, depth=depth, scale=0.2)
+    assert_close(rising, [jnp.inf, jnp.inf, jnp.inf, 0, jnp.inf], 0)
+    falling = theory.mode_time(level, 0.0, depth=depth, scale=0.2)
+    assert jnp.all(jnp.isinf(falling) == jnp.array([True, True, False, False, True]))
 
 
 def test_fit_time_is_when_the_relative_error_reaches_the_tolerance(x64):
-    target, scale = jnp.array([7.0, 0.05, 0.216, 0.0]), jnp.array([0.2, 1.3, 0.6, 0.6])
+    target, scale = jnp.array([[7.0, 0.2], [0.05, 1.3], [2.0, 0.1], [0.216, 0.6], [0.0, 0.6]]).T
     time = theory.fit_time(target, depth=3, scale=scale, tolerance=0.05)
-    assert_close(time[2:], [0, jnp.inf], 0)
-    sigma = theory.mode_trajectory(time[:2], target[:2], depth=3, scale=scale[:2])
-    assert_close(sigma / target[:2], [0.95, 1.05], 1e-12)
+    assert_close(time[3:], [0, jnp.inf], 0)
+    sigma = theory.mode_trajectory(time.at[4].set(0), target, depth=3, scale=scale)
+    assert_close(sigma[:3] / target[:3], [0.95, 1.05, 0.95], 1e-11)
 
 
 def test_small_scale_law_is_the_limit_of_the_fit_time(x64):
-    scale = jnp.array([1e-2, 1e-3, 1e-4])
+    scale = jnp.array([1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
 
     def error(depth):
         law = theory.fit_time_small_scale(9.0, depth=depth, scale=scale, tolerance=0.1)
@@ -118,8 +117,8 @@ def test_small_scale_law_is_the_limit_of_the_fit_time(x64):
 
     for depth in (1, 2, 3, 5):
         errors = error(depth)
-        assert jnp.all(errors[1:] < 0.2 * errors[:-1])
-        assert errors[-1] < 1e-3
+        assert jnp.all(errors[1:] < 0.2 * errors[:-1] + 1e-13)
+        assert errors[-1] < 1e-4
 
 
 # --- Trajectories ---------------------------------------------------------------------------------
@@ -136,28 +135,32 @@ def test_trajectory_is_at_the_start_at_time_zero_and_at_the_target_in_the_limit(
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_trajectory_is_the_inverse_of_time_and_monotone(x64, depth):
-    target, scale = jnp.asarray(STARTS[:3].T)
-    settings = {"depth": depth, "scale": scale[None]}
+    target, scale = jnp.asarray(STARTS.T)
     half_way = theory.fit_time(target, depth=depth, scale=scale, tolerance=0.5)
-    t = jnp.linspace(0, 3, 40)[:, None] * half_way[None]
-    sigma = theory.mode_trajectory(t, target[None], **settings)
-    assert sigma.shape == (40, 3)
-    assert jnp.all(jnp.diff(sigma, axis=0) * jnp.sign(target - scale**depth)[None] >= 0)
-    back = theory.mode_time(sigma, target[None], **settings)
-    moving = jnp.abs(sigma / target[None] - 1) > 1e-3  # later σ itself does not resolve the time
-    assert_close(back[moving], t[moving], rtol=1e-12, atol=1e-14 * float(half_way.max()))
+    half_way = jnp.where(half_way < 1e20, half_way, 2.0)
+    before = scale**depth
+    for fraction in np.linspace(0, 3, 12):
+        t = fraction * half_way
+        sigma = theory.mode_trajectory(t, target, depth=depth, scale=scale)
+        assert jnp.all((sigma - before) * jnp.sign(target - scale**depth) >= -1e-15 * before)
+        before = sigma
+        back = theory.mode_time(sigma, target, depth=depth, scale=scale)
+        moving = jnp.abs(sigma - target) > 1e-3 * target  # later σ does not resolve the time
+        assert_close(back[moving], t[moving], rtol=1e-12, atol=1e-14 * half_way.max())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_trajectory_agrees_with_an_integrator(x64, depth):
-    (target, scale), alpha = np.tile(STARTS, (3, 1)).T, np.repeat([1.0, 0.3, 4.0], len(STARTS))
-    settings = {"depth": depth, "scale": scale, "alpha": alpha}
-    half_way = theory.fit_time(target, tolerance=0.5, **settings)
-    t = jnp.where(half_way < 1e4, half_way, 2.0)
-    expected = [
-        integrated(*case) for case in zip(t, target, [depth] * 15, scale, alpha, strict=True)
-    ]
-    assert_close(theory.mode_trajectory(t, target, **settings), expected, rtol=1e-7)
+def test_trajectory_with_discrepant_rates_agrees_with_an_integrator(x64, depth):
+    target, scale = STARTS.T
+    for alpha in np.array([1.0, 0.3, 4.0]):
+        settings = {"depth": depth, "scale": scale, "alpha": jnp.asarray(alpha)}
+        half_way = theory.fit_time(target, tolerance=0.5, **settings)
+        t = np.where(half_way < 1e4, half_way, 2.0)
+        sigma = theory.mode_trajectory(t, target, **settings)
+        modes = zip(t, target, scale, strict=True)
+        expected = [integrated(*mode, depth=depth, alpha=alpha) for mode in modes]
+        assert_close(sigma, expected, rtol=1e-7)
+        assert_close(theory.mode_time(sigma, target, **settings), t, rtol=1e-12)
 
 
 def test_depth_two_is_the_formula_of_saxe(x64):
@@ -169,7 +172,7 @@ def test_depth_two_is_the_formula_of_saxe(x64):
 
 @pytest.mark.parametrize("depth", DEPTHS[1:])
 def test_modes_without_a_target_decay_algebraically(x64, depth):
-    t, scale = jnp.array([0.1, 3.0, 1e5]), 0.7
+    t, scale = jnp.array([0.0, 0.1, 3.0, 1e3, 1e5]), 0.7
     power = 2 - 2 * depth
     expected = (scale**power - power * t) ** (depth / power)
     sigma = theory.mode_trajectory(t, 0.0, depth=depth, scale=scale)
@@ -177,18 +180,17 @@ def test_modes_without_a_target_decay_algebraically(x64, depth):
     assert_close(theory.mode_time(expected, 0.0, depth=depth, scale=scale), t, rtol=1e-12)
 
 
-def test_a_mode_that_starts_at_its_target_stays(x64):
-    for depth in (1, 2, 3):
-        start = jnp.asarray(0.3) ** depth
-        sigma = theory.mode_trajectory(jnp.array([0.0, 1.0, 1e9]), start, depth=depth, scale=0.3)
-        assert_close(sigma, jnp.full(3, start), rtol=1e-15)
-        assert theory.mode_time(start, start, depth=depth, scale=0.3) == 0
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_mode_that_starts_at_its_target_stays(x64, depth):
+    t, start = jnp.array([0.0, 0.1, 1.0, 1e9, 1e300]), jnp.asarray(0.3) ** depth
+    sigma = theory.mode_trajectory(t, start, depth=depth, scale=0.3)
+    assert_close(sigma, jnp.full(5, start), rtol=1e-15)
+    assert_close(theory.mode_time(sigma, sigma, depth=depth, scale=0.3), jnp.zeros(5), 0)
 
 
 def test_frozen_outer_factors_leave_a_linear_equation_at_depth_three(x64):
-    t, target, scale = jnp.array([0.0, 1.0, 30.0]), 2.0, 0.5
-    decay = jnp.exp(-(scale**4) * t)
-    expected = target + (scale**3 - target) * decay
+    t, target, scale = jnp.array([0.0, 0.1, 1.0, 30.0, 1e3]), 2.0, 0.5
+    expected = target + (scale**3 - target) * jnp.exp(-(scale**4) * t)
     sigma = theory.mode_trajectory(t, target, depth=3, scale=scale, alpha=0.0)
     assert_close(sigma, expected, rtol=1e-13)
 
@@ -234,17 +236,15 @@ def test_descent_broadcasts_and_records_the_start(x64):
     assert_close(sigma, np.full((1, 3, 2), 0.5**3), 0)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 4.0])
-def test_descent_approaches_the_flow_to_first_order_in_the_learning_rate(x64, alpha):
+def test_descent_approaches_the_flow_to_first_order_in_the_learning_rate(x64):
+    settings = {"depth": 3, "scale": 0.3, "alpha": jnp.array([1.0, 4.0, 0.5, 2.0, 0.0])}
+    flow = theory.mode_trajectory(0.1, 5.0, **settings)
+
     def error(steps):
-        sigma = theory.mode_descent(
-            5.0, depth=3, scale=0.3, learning_rate=0.1 / steps, steps=steps, alpha=alpha
-        )
-        flow = theory.mode_trajectory(0.1, 5.0, depth=3, scale=0.3, alpha=alpha)
+        sigma = theory.mode_descent(5.0, learning_rate=0.1 / steps, steps=steps, **settings)
         return jnp.abs(sigma[-1] - flow)
 
-    order = jnp.log2(error(1000) / error(2000))
-    assert abs(order - 1) < 0.02
+    assert_close(jnp.log2(error(1000) / error(2000)), jnp.ones(5), rtol=0.01)
 
 
 # --- Plateaus, conservation, stability ------------------------------------------------------------
@@ -377,40 +377,30 @@ def test_target_derivative_of_a_mode_without_target_is_not_lost(x64):
         assert_close(jax.grad(sigma)(1e-17), forward, rtol=1e-5)
 
 
-def test_vmap_and_jit_change_nothing(x64):
+def test_times_broadcast_against_targets_as_vmap_and_jit_say(x64):
     t, target = jnp.linspace(0, 2, 7), jnp.array([5.0, 1.0, 0.0])
 
     def sigma(t, target):
         return theory.mode_trajectory(t, target, depth=3, scale=0.4)
 
+    table = sigma(t[:, None], target[None])
+    assert table.shape == (7, 3)
     over_modes = jax.jit(jax.vmap(sigma, in_axes=(None, 0), out_axes=1))
-    assert_close(over_modes(t, target), sigma(t[:, None], target[None]), rtol=1e-13)
-
-    descend = jax.vmap(
-        lambda target: theory.mode_descent(
-            target, depth=3, scale=0.4, learning_rate=0.1, steps=5, alpha=2.0
-        )
-    )
-    together = theory.mode_descent(
-        target, depth=3, scale=0.4, learning_rate=0.1, steps=5, alpha=2.0
-    )
-    assert_close(descend(target), together.T, rtol=1e-14)
+    assert_close(over_modes(t, target), table, rtol=1e-13)
 
 
 @pytest.mark.parametrize("depth", [2, 3, 12])
 def test_single_precision_is_kept_and_nearly_reached(x64, depth):
-    target, scale = np.float32([7.0, 0.05, 0.0]), np.float32([0.2, 1.3, 0.1])
+    target, scale = np.float32([[7, 0.2], [0.05, 1.3], [0, 0.1], [2, 0.5], [0.2, 1]]).T
     single = theory.mode_trajectory(np.float32(0.3), target, depth=depth, scale=scale)
     double = theory.mode_trajectory(0.3, np.float64(target), depth=depth, scale=scale)
     assert single.dtype == jnp.float32
-    assert_close(single, double, rtol=1e-4)
-    level = single[:2] * np.float32([1.5, 0.9])
-    time = theory.mode_time(level, target[:2], depth=depth, scale=scale[:2])
-    exact = theory.mode_time(
-        np.float64(level), np.float64(target[:2]), depth=depth, scale=scale[:2]
-    )
+    assert_close(single, double, rtol=1e-5)
+    level = single + 0.3 * (target - single)
+    time = theory.mode_time(level, target, depth=depth, scale=scale)
+    exact = theory.mode_time(np.float64(level), target, depth=depth, scale=np.float64(scale))
     assert time.dtype == jnp.float32
-    assert_close(time, exact, rtol=1e-4)
+    assert_close(time, exact, rtol=1e-5)
 
 
 def test_single_precision_keeps_to_the_limits():
@@ -424,12 +414,15 @@ def test_single_precision_keeps_to_the_limits():
     [
         ({"depth": 0}, "depth=0, expected an integer of at least 1"),
         ({"depth": 2.0}, "depth=2.0, expected an integer of at least 1"),
-        ({"scale": 0.0}, "scale=0.0, expected more than 0"),
-        ({"scale": np.array([0.1, np.nan])}, "scale=nan, expected more than 0"),
-        ({"alpha": -1.0}, "alpha=-1.0, expected at least 0"),
-        ({"alpha": 0.0, "depth": 2}, "alpha=0.0, expected more than 0: all 2 factors are outer"),
-        ({"target": -3.0}, "target=-3.0, expected at least 0"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0, expected more than 0"),
+        ({"scale": 0.0}, "scale=0.0, expected a finite number, more than 0"),
+        ({"scale": np.array([0.1, np.nan])}, "scale=nan, expected a finite number, more than 0"),
+        ({"alpha": -1.0}, "alpha=-1.0, expected a finite number, at least 0"),
+        (
+            {"alpha": 0.0, "depth": 2},
+            "alpha=0.0, expected a finite number, more than 0: all 2 factors are outer",
+        ),
+        ({"target": -3.0}, "target=-3.0, expected a finite number, at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0, expected a finite number, more than 0"),
         ({"steps": -1}, "steps=-1, expected an integer of at least 0"),
         ({"record_every": 0}, "record_every=0, expected an integer of at least 1"),
     ],
@@ -443,11 +436,13 @@ def test_an_argument_out_of_range_is_named(change, message):
 def test_an_argument_out_of_range_is_named_by_every_other_function():
     with pytest.raises(ValueError, match="level=-1"):
         theory.mode_time(-1.0, 1.0, depth=3, scale=0.1)
-    with pytest.raises(ValueError, match="t=nan, expected at least 0"):
+    with pytest.raises(ValueError, match="t=nan, expected a finite number, at least 0"):
         theory.mode_trajectory(jnp.nan, 1.0, depth=3, scale=0.1)
-    with pytest.raises(ValueError, match=r"tolerance=0\.0, expected more than 0"):
+    with pytest.raises(ValueError, match=r"tolerance=0\.0, expected a finite number, more than 0"):
         theory.fit_time(1.0, depth=3, scale=0.1, tolerance=0.0)
-    with pytest.raises(ValueError, match=r"tolerance=1\.5, expected between 0 and 1"):
+    with pytest.raises(
+        ValueError, match=r"tolerance=1\.5, expected a finite number, between 0 and 1"
+    ):
         theory.fit_time_small_scale(1.0, depth=3, scale=0.1, tolerance=1.5)
     with pytest.raises(ValueError, match=r"targets has shape \(2, 2\), expected \(r,\)"):
         theory.plateau_losses(jnp.eye(2))

@@ -40,7 +40,7 @@ def _alignment(target, weights):
 
 def per_seed(function: Callable, setting: Setting, *arrays):
     """`vmap` of `function(target, key, *arrays)` over the seeds."""
-    return jax.vmap(function)(setting.targets, setting.keys, *arrays)
+    return jax.jit(jax.vmap(function))(setting.targets, setting.keys, *arrays)
 
 
 def compressed(

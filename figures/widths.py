@@ -1,0 +1,179 @@
+"""A network of width a million, trained exactly: a step costs the same, fit times have a limit.
+
+Source: docs/theory.md 3.3 and 3.4. `ld.sample` draws a Haar-initialized network of width `d` and
+its target already reduced, so that a step costs `O(L r³)`; the dense network's step costs
+`O(L d³)`. The overlap of left and right singular vectors, of order `d^{−1/2}`, is all that a fit
+time depends on: it scatters about the limit `d → ∞` (3.7), where the overlap vanishes.
+
+Seconds are those of whole runs without compilation, over the number of steps.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.lines import Line2D
+
+import lowdim_jax as ld
+from figures import networks, style
+
+SETTINGS = {
+    "small": {
+        "targets": [8.0, 6.0, 4.5, 3.0],
+        "depth": 3,
+        "epsilon": 0.05,
+        "learning_rate": 2e-3,
+        "steps": 5000,
+        "record_every": 10,
+        "fit_tolerance": 0.05,
+        "widths": [100, 1000, 10000, 100000],
+        "dense_widths": [50, 100, 200, 400],
+        "dense_work": 2e7,
+        "samples": 6,
+        "seed": 0,
+    },
+    "paper": {
+        "targets": [8.0, 6.0, 4.5, 3.0],
+        "depth": 3,
+        "epsilon": 0.05,
+        "learning_rate": 1e-3,
+        "steps": 10000,
+        "record_every": 10,
+        "fit_tolerance": 0.05,
+        "widths": [100, 300, 1000, 3000, 10000, 30000, 100000, 300000, 1000000],
+        "dense_widths": [50, 100, 200, 400, 800, 1600],
+        "dense_work": 5e9,
+        "samples": 16,
+        "seed": 0,
+    },
+}
+REPEATS = 3
+
+
+def compute(settings):
+    """Fit times `(widths, samples, r)` and their limit, seconds a step at each width and dense."""
+    values = jnp.asarray(settings["targets"])
+    rate, depth, scale = settings["learning_rate"], settings["depth"], settings["epsilon"]
+    level = (1 - settings["fit_tolerance"]) * values
+
+    def train(reduction, **options):
+        return ld.reduced_descent(
+            reduction, ld.SGD(rate), steps=settings["steps"], throw=True, **options
+        )
+
+    def fit_times(reduction):
+        trajectory = train(
+            reduction, record_every=settings["record_every"], observe=_core_singular_values
+        )
+        return rate * ld.spectra.crossing_time(trajectory.t, trajectory.observed, level)
+
+    times, seconds, dense_seconds = [], [], []
+    for d in settings["widths"]:
+        keys = jax.random.split(jax.random.key(settings["seed"]), settings["samples"])
+        reductions = (ld.sample(key, d, values, depth=depth, scale=scale) for key in keys)
+        times.append([fit_times(reduction) for reduction in reductions])
+        reduction = ld.sample(keys[0], d, values, depth=depth, scale=scale)
+        _, duration = networks.timed(
+            lambda reduction=reduction: train(reduction, record_every=settings["steps"]),
+            repeats=REPEATS,
+        )
+        seconds.append(duration / settings["steps"])
+    for d in settings["dense_widths"]:
+        target = ld.random_target(jax.random.key(settings["seed"]), (d, d), values)
+        problem = ld.factorization(target.dense())
+        start = ld.orthogonal(jax.random.key(1), ld.full_widths(d, d, depth=depth), scale=scale)
+        steps = int(np.clip(settings["dense_work"] / d**3, 3, 500))
+        _, duration = networks.timed(
+            lambda problem=problem, start=start, steps=steps: ld.gradient_descent(
+                problem.loss, start, ld.SGD(rate), steps=steps, record_every=steps, throw=True
+            ),
+            repeats=REPEATS,
+        )
+        dense_seconds.append(duration / steps)
+
+    r = len(values)
+    axes = jnp.eye(2 * r)
+    orthogonal = ld.LowRank(axes[:, :r], values, axes[:, r:])
+    limit = fit_times(ld.reduce_identity(orthogonal, depth=depth, scale=scale))
+    return {
+        "fit_times": np.array(times),
+        "limit": np.asarray(limit),
+        "seconds": np.array(seconds),
+        "dense_seconds": np.array(dense_seconds),
+    }
+
+
+def _core_singular_values(layers):
+    return ld.spectra.singular_values(ld.cores(layers))[: layers[0].core.shape[0] // 2]
+
+
+def plot(arrays, settings):
+    """Seconds a step, and fit times, against width."""
+    d, dense = np.array(settings["widths"]), np.array(settings["dense_widths"])
+    figure = style.new_figure(height=3.8)
+    cost, fit = figure.subplots(1, 2)
+
+    micro = 1e6
+    cost.plot(
+        dense,
+        micro * arrays["dense_seconds"],
+        "o-",
+        color=style.ORIGINAL,
+        markersize=5,
+        label="original, dense",
+    )
+    beyond = np.array([dense[-1], d[-1]])
+    cost.plot(
+        beyond,
+        micro * arrays["dense_seconds"][-1] * (beyond / dense[-1]) ** 3,
+        color=style.ORIGINAL,
+        linewidth=1.1,
+        linestyle=(0, (1, 2)),
+        label=r"continued as $d^3$",
+    )
+    cost.plot(
+        d,
+        micro * arrays["seconds"],
+        "s-",
+        color=style.EXACT_RANK,
+        markersize=5,
+        label=f"the same network, reduced to width {2 * len(arrays['limit'])}",
+    )
+    cost.set(xscale="log", yscale="log", xlabel="width $d$", ylabel="microseconds a step")
+    cost.legend(loc="upper left")
+
+    shades = style.shades(style.EXACT_RANK, len(arrays["limit"]))
+    spread = np.geomspace(0.88, 1.14, settings["samples"])
+    for i, colour in enumerate(shades):
+        found = arrays["fit_times"][:, :, i]
+        fit.fill_between(d, found.min(axis=1), found.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+        fit.plot((d[:, None] * spread).ravel(), found.ravel(), "o", color=colour, markersize=2.5)
+        fit.axhline(arrays["limit"][i], **style.PREDICTED)
+        fit.annotate(
+            rf"$\sigma^*={settings['targets'][i]:g}$",
+            (1.01, arrays["limit"][i]),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            annotation_clip=False,
+        )
+    fit.set(
+        xscale="log",
+        xlabel="width $d$",
+        ylabel=f"time to be fitted within {settings['fit_tolerance']:.0%}",
+        ylim=(0, 1.12 * np.max(arrays["fit_times"])),
+    )
+    fit.legend(
+        handles=[
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markersize=3.5,
+                color=style.EXACT_RANK,
+                label=f"{settings['samples']} networks each, range shaded",
+            ),
+            Line2D([], [], **style.PREDICTED, label=r"limit $d\to\infty$"),
+        ],
+        loc="upper right",
+    )
+    return figure
