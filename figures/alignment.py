@@ -49,11 +49,12 @@ def compute(settings):
     start = networks.original(settings)
 
     def observe(weights):
-        last, first = jnp.linalg.svd(weights[-1]), jnp.linalg.svd(weights[0])
+        last = ld.spectra.network_svd(weights[-1:])
+        first = ld.spectra.network_svd(weights[:1])
         return {
-            "left": jnp.abs(last.U[:, 0] @ target.left[:, 0]),
-            "right": jnp.abs(first.Vh[0] @ target.right[:, 0]),
-            "gap": last.S[0] / last.S[1] - 1,
+            "left": jnp.abs(last.left[:, 0] @ target.left[:, 0]),
+            "right": jnp.abs(first.right[:, 0] @ target.right[:, 0]),
+            "gap": last.singular_values[0] / last.singular_values[1] - 1,
             "top": ld.spectra.singular_values(weights, rank=1)[0],
         }
 

@@ -1,4 +1,4 @@
-"""In a wide orthogonal layer all but 2r singular values share one value, on directions that never turn.
+"""All but 2r singular values of a wide layer share one value, on directions that never turn.
 
 Source: the law of parsimony, docs/theory.md 3.1 and 3.2. One layer of a full, dense network under
 gradient descent with weight decay. Of its `d` singular values `r` rise, `r` sink, and `d − 2r`
@@ -47,7 +47,7 @@ SETTINGS = {
 
 
 def compute(settings):
-    """Singular values `(n, d)`, those predicted `(n, 2r + 1)`, angles of the bulk and of `r` vectors."""
+    """Singular values measured and predicted, angles of the bulk and of the leading `r` vectors."""
     r, number = settings["r"], settings["layer"]
     target = networks.separated_target(settings)
     problem, start = ld.factorization(target.dense()), networks.original(settings)
@@ -65,9 +65,7 @@ def compute(settings):
             "values": parts.S,
             **{f"{side}_leading": columns[:, :r] for side, columns in vectors.items()},
             **{
-                f"{side}_bulk_angle": ld.spectra.subspace_angles(
-                    columns[:, r:-r], predicted_bulk[side]
-                )[0]
+                f"{side}_bulk_angle": ld.spectra.subspace_angles(columns[:, r:-r], predicted_bulk[side])[0]
                 for side, columns in vectors.items()
             },
         }
@@ -102,8 +100,8 @@ def _complement(basis):
 
 def _angle(vectors, reference):
     """Angles between unit columns up to sign; exact for small ones, unlike the arc cosine."""
-    apart = np.linalg.norm(vectors - reference, axis=-2), np.linalg.norm(vectors + reference, axis=-2)
-    return 2 * np.arcsin(np.minimum(*apart) / 2)
+    apart, to_mirrored = (np.linalg.norm(vectors - sign * reference, axis=-2) for sign in (1, -1))
+    return 2 * np.arcsin(np.minimum(apart, to_mirrored) / 2)
 
 
 def plot(arrays, settings):
@@ -127,18 +125,20 @@ def plot(arrays, settings):
     lowest = np.min(values[:, -1] / bulk)
     close.set(ylim=(lowest - 0.02, 2 - lowest), title=r"Close-up: divided by $\rho(t)$")
 
-    moving, still = iteration[1:], {"color": "#888888", "linestyle": "", "markersize": 3}
-    for side, dashes in (("right", "-"), ("left", (0, (1, 1.3)))):
+    for side, look in (("right", {}), ("left", {"linestyle": (0, (1, 1.3))})):
         for column, colour in zip(arrays[f"{side}_angle"][1:].T, shades, strict=True):
-            angle.plot(moving, column, color=colour, linewidth=1.3, linestyle=dashes)
-    for side, marker in (("right", "o"), ("left", "x")):
-        angle.plot(moving, arrays[f"{side}_bulk_angle"][1:], marker=marker, **still)
+            angle.plot(iteration[1:], column, color=colour, linewidth=1.3, **look)
+        unmoved = arrays[f"{side}_bulk_angle"][1:]
+        angle.plot(iteration[1:], unmoved, color="#999999", linewidth=2.4, **look)
+    for height, text in ((2e-3, f"{r} leading vectors"), (3e-12, f"subspace of the {d - 2 * r}")):
+        angle.text(0.97 * iteration[-1], height, text, ha="right", va="center")
     angle.set(
         xlim=(0, iteration[-1]),
         yscale="log",
         ylim=(1e-16, 8),
         xlabel="iteration",
-        title="Angle turned (radians)",
+        title="Angle turned: right (solid), left (dotted)",
+        ylabel="radians",
     )
     style.thousands(angle)
     style.legend_above(

@@ -123,7 +123,7 @@ def plot(arrays, settings):
             title=f"depth $L={depth}$: {slope}",
         )
         for axis in (axes.xaxis, axes.yaxis) if power else ():
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_locator(LogLocator(subs=(1, 3)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         if depth == depths[0]:

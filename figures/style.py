@@ -5,6 +5,7 @@ deficiencies; what they stand for is the same in every figure.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ PREDICTED = {"color": DARK, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
 WIDE = 9.0  # inches; 900 pixels on a page at 100 pixels an inch
 DPI = 200
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "mathtext.fontset": "dejavusans",
@@ -56,11 +57,12 @@ def new_figure(width: float = WIDE, height: float = 3.4) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def shades(colour: str, count: int) -> np.ndarray:
+def shades(colour: str, count: int) -> list[tuple[float, float, float, float]]:
     """`count` shades of a colour, dark to light: one for each component, in order."""
     full = np.array(to_rgb(colour))
     ends = [0.72 * full, full, 0.25 * full + 0.75]
-    return LinearSegmentedColormap.from_list("shades", ends)(np.linspace(0, 0.92, count))
+    ramp = LinearSegmentedColormap.from_list("shades", ends)
+    return [ramp(position) for position in np.linspace(0, 0.92, count)]
 
 
 def legend_above(figure: Figure, handles: Iterable, **options) -> None:
@@ -71,5 +73,5 @@ def legend_above(figure: Figure, handles: Iterable, **options) -> None:
 
 def thousands(axes: Axes) -> None:
     """Few ticks on the horizontal axis, 12000 written as 12,000."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -23,21 +23,21 @@ SETTINGS = {
         "epsilon": 0.05,
         "learning_rate": 2e-3,
         "steps": 5000,
-        "record_every": 10,
+        "record_every": 2,
         "fit_tolerance": 0.05,
-        "widths": [100, 1000, 10000, 100000],
-        "dense_widths": [50, 100, 200, 400],
+        "widths": [100, 1000, 10000],
+        "dense_widths": [50, 100, 200],
         "dense_work": 2e7,
-        "samples": 6,
+        "samples": 5,
         "seed": 0,
     },
     "paper": {
         "targets": [8.0, 6.0, 4.5, 3.0],
         "depth": 3,
         "epsilon": 0.05,
-        "learning_rate": 1e-3,
-        "steps": 10000,
-        "record_every": 10,
+        "learning_rate": 2e-3,
+        "steps": 5000,
+        "record_every": 2,
         "fit_tolerance": 0.05,
         "widths": [100, 300, 1000, 3000, 10000, 30000, 100000, 300000, 1000000],
         "dense_widths": [50, 100, 200, 400, 800, 1600],
@@ -46,7 +46,7 @@ SETTINGS = {
         "seed": 0,
     },
 }
-REPEATS = 3
+REPEATS = 5
 
 
 def compute(settings):
@@ -56,14 +56,10 @@ def compute(settings):
     level = (1 - settings["fit_tolerance"]) * values
 
     def train(reduction, **options):
-        return ld.reduced_descent(
-            reduction, ld.SGD(rate), steps=settings["steps"], throw=True, **options
-        )
+        return ld.reduced_descent(reduction, ld.SGD(rate), steps=settings["steps"], throw=True, **options)
 
     def fit_times(reduction):
-        trajectory = train(
-            reduction, record_every=settings["record_every"], observe=_core_singular_values
-        )
+        trajectory = train(reduction, record_every=settings["record_every"], observe=_core_singular_values)
         return rate * ld.spectra.crossing_time(trajectory.t, trajectory.observed, level)
 
     times, seconds, dense_seconds = [], [], []
@@ -107,73 +103,51 @@ def _core_singular_values(layers):
 
 
 def plot(arrays, settings):
-    """Seconds a step, and fit times, against width."""
+    """Seconds a step, fit times, and their scatter about the limit, against width."""
     d, dense = np.array(settings["widths"]), np.array(settings["dense_widths"])
-    figure = style.new_figure(height=3.8)
-    cost, fit = figure.subplots(1, 2)
+    limit, times = arrays["limit"], arrays["fit_times"]
+    figure = style.new_figure(height=3.7)
+    cost, fit, scatter = figure.subplots(1, 3)
 
-    micro = 1e6
-    cost.plot(
-        dense,
-        micro * arrays["dense_seconds"],
-        "o-",
-        color=style.ORIGINAL,
-        markersize=5,
-        label="original, dense",
-    )
+    seconds, full = arrays["seconds"], arrays["dense_seconds"]
+    dotted = {"linestyle": (0, (1, 2)), "linewidth": 1.3}
+    cost.plot(dense, full, "o-", color=style.ORIGINAL, markersize=5, label="original, dense")
     beyond = np.array([dense[-1], d[-1]])
-    cost.plot(
-        beyond,
-        micro * arrays["dense_seconds"][-1] * (beyond / dense[-1]) ** 3,
-        color=style.ORIGINAL,
-        linewidth=1.1,
-        linestyle=(0, (1, 2)),
-        label=r"continued as $d^3$",
-    )
-    cost.plot(
-        d,
-        micro * arrays["seconds"],
-        "s-",
-        color=style.EXACT_RANK,
-        markersize=5,
-        label=f"the same network, reduced to width {2 * len(arrays['limit'])}",
-    )
-    cost.set(xscale="log", yscale="log", xlabel="width $d$", ylabel="microseconds a step")
+    cubic = full[-1] * (beyond / dense[-1]) ** 3
+    cost.plot(beyond, cubic, color=style.ORIGINAL, **dotted, label="continued as $d^3$")
+    reduced = f"reduced to width {2 * len(limit)}"
+    cost.plot(d, seconds, "s-", color=style.EXACT_RANK, markersize=5, label=reduced)
+    cost.set(yscale="log", ylim=(1e-6, 1e4), title="Seconds a step")
     cost.legend(loc="upper left")
 
-    shades = style.shades(style.EXACT_RANK, len(arrays["limit"]))
-    spread = np.geomspace(0.88, 1.14, settings["samples"])
+    shades = style.shades(style.EXACT_RANK, len(limit))
+    jitter = np.geomspace(0.85, 1.18, settings["samples"])
+    deviation = np.sqrt(np.mean((times / limit - 1) ** 2, axis=1))
+    handles = []
     for i, colour in enumerate(shades):
-        found = arrays["fit_times"][:, :, i]
-        fit.fill_between(d, found.min(axis=1), found.max(axis=1), color=colour, alpha=0.2, linewidth=0)
-        fit.plot((d[:, None] * spread).ravel(), found.ravel(), "o", color=colour, markersize=2.5)
-        fit.axhline(arrays["limit"][i], **style.PREDICTED)
-        fit.annotate(
-            rf"$\sigma^*={settings['targets'][i]:g}$",
-            (1.01, arrays["limit"][i]),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            annotation_clip=False,
-        )
+        fit.plot(d[:, None] * jitter, times[:, :, i], "o", color=colour, markersize=2.5)
+        fit.axhline(limit[i], **style.PREDICTED)
+        label = rf"$\sigma^*={settings['targets'][i]:g}$"
+        handles += scatter.plot(d, deviation[:, i], "o", color=colour, markersize=5, label=label)
     fit.set(
-        xscale="log",
-        xlabel="width $d$",
-        ylabel=f"time to be fitted within {settings['fit_tolerance']:.0%}",
-        ylim=(0, 1.12 * np.max(arrays["fit_times"])),
+        ylim=(0, 1.3 * np.max(times)),
+        title=f"Time to be fitted within {settings['fit_tolerance']:.0%}",
     )
     fit.legend(
         handles=[
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker="o",
-                markersize=3.5,
-                color=style.EXACT_RANK,
-                label=f"{settings['samples']} networks each, range shaded",
-            ),
-            Line2D([], [], **style.PREDICTED, label=r"limit $d\to\infty$"),
+            *handles,
+            Line2D([], [], **style.PREDICTED, label=r"$d\to\infty$"),
         ],
-        loc="upper right",
+        loc="upper center",
+        ncols=3,
+        columnspacing=1.0,
+        handlelength=1.6,
+        handletextpad=0.4,
     )
+    law = np.sqrt(np.mean(deviation**2 * d[:, None])) / np.sqrt(d)
+    scatter.plot(d, law, color="#999999", linewidth=0.9, zorder=1, label=r"slope $d^{-1/2}$")
+    scatter.set(yscale="log", title=r"Its scatter about the limit, relative")
+    scatter.legend(loc="upper right")
+    for axes in (cost, fit, scatter):
+        axes.set(xscale="log", xlabel="width $d$")
     return figure

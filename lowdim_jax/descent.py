@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lowdim_jax._tracing import is_traced
 from lowdim_jax.optimizers import SGD
 from lowdim_jax.trajectory import Status, Trajectory, trim
 
@@ -95,9 +96,9 @@ def gradient_descent(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name}={value}, expected at least {least}")
-    optimizer = optimizer if isinstance(optimizer, SGD) else _Static(optimizer)
     tolerance = -jnp.inf if tolerance is None else tolerance
-    settings = (as_pytree(loss), optimizer, None if observe is None else as_pytree(observe))
+    rule = optimizer if isinstance(optimizer, SGD) else _Static(optimizer)
+    settings = (as_pytree(loss), rule, None if observe is None else as_pytree(observe))
 
     state, history = _start(*settings, weights, records=-(-steps // record_every) + 1)
     if progress is None:
@@ -216,13 +217,12 @@ class _Static:
 def _with_stability_hint(trajectory: Trajectory, loss, optimizer) -> Trajectory:
     """Add to a concrete run that diverged the learning rate its problem says would be stable."""
     problem = getattr(loss, "__self__", None)
-    concrete = not isinstance(trajectory.status, jax.core.Tracer)
-    if not (concrete and hasattr(problem, "stable_learning_rate") and isinstance(optimizer, SGD)):
+    edge_of = getattr(problem, "stable_learning_rate", None)
+    if is_traced(trajectory.status) or edge_of is None or not isinstance(optimizer, SGD):
         return trajectory
     if trajectory.status != Status.DIVERGED:
         return trajectory
-    depth = len(trajectory.weights)
-    edge = problem.stable_learning_rate(depth=depth, alpha=optimizer.alpha)
+    edge = edge_of(depth=len(trajectory.weights), alpha=optimizer.alpha)
     return replace(
         trajectory,
         hint=f"the learning rate is {float(optimizer.learning_rate):g}, and gradient descent is "

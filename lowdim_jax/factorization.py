@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lowdim_jax._tracing import is_traced
 from lowdim_jax.linalg import LowRank, check_finite, frobenius_norm, low_rank, svd
 from lowdim_jax.networks import end_to_end, end_to_end_factors, widths
 from lowdim_jax.theory import edge_of_stability
@@ -68,7 +69,7 @@ def factorization(target, /) -> Factorization:
             raise ValueError(f"target has shape {target.shape}, expected a non-empty matrix")
         check_finite("target", target)
     norm = frobenius_norm(target)
-    if not isinstance(norm, jax.core.Tracer) and norm == 0:
+    if not is_traced(norm) and norm == 0:
         raise ValueError("target is zero: there is no component to learn")
     return Factorization(target)
 

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
+from lowdim_jax._tracing import is_traced
 from lowdim_jax.descent import as_pytree
 from lowdim_jax.networks import roles
 from lowdim_jax.trajectory import Status, Trajectory, trim
@@ -102,7 +103,7 @@ def gradient_flow(
         implicit=solver == "implicit",
         max_steps=max_steps,
     )
-    if not isinstance(trajectory.status, jax.core.Tracer):
+    if not is_traced(trajectory.status):
         trajectory = trim(trajectory)
         if not trajectory.ok:
             hint = _why(trajectory, float(reached), float(end), rate, solver)
@@ -154,6 +155,8 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
         ),
         throw=False,
     )
+    assert solution.ts is not None  # for the type checker: something is saved
+    assert solution.ys is not None
     recorded = jnp.isfinite(solution.ts[0])
     losses, *observed = jax.tree.map(
         lambda leaf: _blank_where_unrecorded(leaf, recorded), solution.ys[0]
@@ -212,7 +215,7 @@ def _blank_where_unrecorded(leaf: jax.Array, recorded: jax.Array) -> jax.Array:
 def _check_times(times) -> None:
     if jnp.ndim(times) != 1 or jnp.size(times) == 0:
         raise ValueError(f"times has shape {jnp.shape(times)}, expected a non-empty vector")
-    if isinstance(times, jax.core.Tracer):
+    if is_traced(times):
         return
     values = np.asarray(times)
     if not (values[0] >= 0 and values[-1] > 0 and np.all(np.diff(values) > 0)):
@@ -222,13 +225,11 @@ def _check_times(times) -> None:
 def _fastest_rate(loss, weights, alpha, end) -> float | None:
     """Fastest rate `2 / edge` of the flow at its minimum, where the problem can tell it."""
     problem = getattr(loss, "__self__", None)
-    leaves = jax.tree.leaves((problem, weights, alpha, end))
-    if not hasattr(problem, "stable_learning_rate") or any(
-        isinstance(leaf, jax.core.Tracer) for leaf in leaves
-    ):
+    edge_of = getattr(problem, "stable_learning_rate", None)
+    if edge_of is None or is_traced(problem, weights, alpha, end):
         return None
     with jax.ensure_compile_time_eval():
-        edge = problem.stable_learning_rate(depth=len(weights), alpha=alpha)
+        edge = edge_of(depth=len(weights), alpha=alpha)
         return float(2 / jnp.min(edge))
 
 
@@ -247,5 +248,8 @@ def _why(trajectory: Trajectory, reached: float, end: float, rate, solver: str) 
         )
     if solver == "explicit":
         needed = end * rate / _STABILITY_INTERVAL
-        return f"{text}; stability alone takes about {needed:.1g} explicit steps: solver='implicit' does not need them"
+        return (
+            f"{text}; stability alone takes about {needed:.1g} explicit steps: "
+            "solver='implicit' does not need them"
+        )
     return f"{text}; raise max_steps or rtol"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowdim_jax._tracing import is_traced
 from lowdim_jax.linalg import LowRank, extend_orthonormal, svd
 from lowdim_jax.networks import Weights, compressed_widths
 
@@ -115,7 +116,7 @@ def from_singular_vectors(
 
 def check_scale(scale) -> None:
     """Raise `ValueError` unless a concrete `scale` is positive and finite (traced ones pass)."""
-    if isinstance(scale, jax.core.Tracer):
+    if is_traced(scale):
         return
     values = np.asarray(scale)  # NumPy: under `jit`, JAX would trace even this
     if not np.all((values > 0) & np.isfinite(values)):

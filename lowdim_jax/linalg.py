@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowdim_jax._tracing import is_traced
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def extend_orthonormal(
 
 def check_finite(name: str, array: jax.Array, /) -> None:
     """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
-    if isinstance(array, jax.core.Tracer):
+    if is_traced(array):
         return
     bad = np.argwhere(~np.isfinite(np.asarray(array)))
     if len(bad):

@@ -6,6 +6,7 @@ orbax work on it as it is.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import jax
@@ -29,7 +30,7 @@ def validate(weights: Sequence[jax.Array], /) -> None:
     for number, weight in enumerate(weights, start=1):
         if jnp.ndim(weight) != 2:
             raise ValueError(f"layer {number} has shape {jnp.shape(weight)}, expected a matrix")
-    for number, (before, after) in enumerate(zip(weights, weights[1:], strict=False), start=1):
+    for number, (before, after) in enumerate(pairwise(weights), start=1):
         if after.shape[1] != before.shape[0]:
             raise ValueError(
                 f"layer {number + 1} has shape {after.shape} and takes {after.shape[1]} inputs, "
@@ -150,7 +151,7 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
 
 def count_parameters(widths: Sequence[int], /) -> int:
     """Number of parameters `Σ_l d_l d_{l−1}` of a network of these widths."""
-    return sum(before * after for before, after in zip(widths, widths[1:], strict=False))
+    return sum(before * after for before, after in pairwise(widths))
 
 
 def check_depth(depth: int, /, *, least: int = 1) -> None:

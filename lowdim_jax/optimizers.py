@@ -54,6 +54,7 @@ class SGD:
 
     def update(self, gradient, state, weights):
         """Updates to add to the weights, and the next state."""
+        direction: Any
         direction, state = self._direction().update(gradient, state, weights)
         rate = {"outer": -self.alpha * self.learning_rate, "middle": -self.learning_rate}
         updates = tuple(

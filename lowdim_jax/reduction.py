@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from lowdim_jax._tracing import is_traced
 from lowdim_jax.compression import estimate_rank
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
@@ -287,7 +288,7 @@ def _frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax
     """Split a layer into a semi-orthogonal matrix and its scale."""
     u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
     scale = jnp.mean(s)
-    if strict and not isinstance(scale, jax.core.Tracer):
+    if strict and not is_traced(scale):
         low, high = float(s[-1]), float(s[0])
         if high - low > 1e3 * float(jnp.finfo(s.dtype).eps) * high:
             raise ValueError(

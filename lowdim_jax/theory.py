@@ -191,7 +191,7 @@ def singular_value_rate(
 ) -> Float[Array, " r"]:
     """Rate of change `σ̇_i = L σ_i^{2 − 2/L} ⟨u_i, (Φ − W) v_i⟩` in a balanced network's flow.
 
-    Docs/theory.md 4.3; Arora et al. 2019 (arXiv 1905.13655), theorem 3.
+    Theorem 3 of Arora et al. 2019, arXiv 1905.13655 (docs/theory.md 4.3).
 
     Parameters
     ----------

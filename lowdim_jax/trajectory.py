@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
+from lowdim_jax._tracing import is_traced
+
 
 class Status(IntEnum):
     """How a run ended."""
@@ -88,7 +90,7 @@ class Trajectory:
 
 def trim(trajectory: Trajectory) -> Trajectory:
     """Cut the history of a concrete trajectory to its records; a traced one is returned as is."""
-    if isinstance(trajectory.count, jax.core.Tracer) or trajectory.count.ndim:
+    if is_traced(trajectory.count) or trajectory.count.ndim:
         return trajectory
     count = int(trajectory.count)
     if count == len(trajectory.t):

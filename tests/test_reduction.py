@@ -31,7 +31,6 @@ WIDTHS = {
     "bottleneck narrower than 2r": (12, 4, 4, 14),
     "bottleneck narrower than r": (12, 2, 14),
     "valley": (30, 24, 20, 15, 15, 22, 28),
-    "falling": (20, 16, 13, 11),
     "rising": (11, 13, 16, 20),
     "steps wider than r by less": (14, 13, 12, 13, 14),
 }
@@ -56,7 +55,10 @@ def network(spaces, scale=0.4, seed=0):
     return tuple(layers)
 
 
-@partial(jax.jit, static_argnames=("make", "steps"))
+FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+@partial(jax.jit, static_argnames=("make", "steps"), compiler_options=FAST_TO_COMPILE)
 def compare(weights, target, optimizer, make, steps):
     """Losses of both runs, how far the full one moved, and the worst entry of any lifted layer."""
     reduction = make(weights, target)
@@ -80,8 +82,10 @@ def worst_layer(target, weights, optimizer, make=ld.reduce, steps=150):
     return worst
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("spaces", ["square", "wide input and output"])
+@pytest.mark.parametrize(
+    ("spaces", "name"),
+    [*(("wide input and output", name) for name in OPTIMIZERS), ("square", "all at once")],
+)
 def test_every_layer_equals_the_full_run_under_every_optimizer(x64, spaces, name):
     spaces = WIDTHS[spaces]
     target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
@@ -89,7 +93,9 @@ def test_every_layer_equals_the_full_run_under_every_optimizer(x64, spaces, name
     assert worst_layer(target, weights, OPTIMIZERS[name]) < 1e-12
 
 
-@pytest.mark.parametrize("spaces", [name for name in WIDTHS if name != "square"])
+@pytest.mark.parametrize(
+    "spaces", [name for name in WIDTHS if name not in ("square", "wide input and output")]
+)
 def test_every_layer_equals_the_full_run_for_every_valley_of_widths(x64, spaces):
     spaces = WIDTHS[spaces]
     target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
@@ -98,8 +104,9 @@ def test_every_layer_equals_the_full_run_for_every_valley_of_widths(x64, spaces)
     assert worst_layer(target, weights, optimizer) < 1e-12
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("shape", [(9, 9), (7, 10), (10, 7)])
+@pytest.mark.parametrize(
+    ("depth", "shape"), [(1, (9, 9)), (1, (7, 10)), (2, (7, 10)), (2, (10, 7))]
+)
 def test_shallow_networks_reduce_exactly(x64, depth, shape):
     target = target_of(shape, [3.0, 1.0])
     weights = network(ld.full_widths(*shape, depth=depth))
@@ -113,9 +120,8 @@ def test_shallow_networks_reduce_exactly(x64, depth, shape):
         ([3.0, 2.0, 2.0, 1.0], 12),
         ([3.0, 2.5, 2.0, 1.5, 1.0], 10),
         ([3.0, 2.5, 2.0, 1.5, 1.0], 7),
-        ([3.0, 2.0, 1.0], 3),
     ],
-    ids=["rank one", "repeated", "r = d/2", "r > d/2", "full rank"],
+    ids=["rank one", "repeated", "r = d/2", "r > d/2"],
 )
 def test_any_rank_and_repeated_singular_values_reduce_exactly(x64, values, d):
     target = target_of((d, d), values)
@@ -134,7 +140,7 @@ def test_a_basis_that_would_lose_rank_is_still_orthonormal_and_exact(x64, shared
     d, r = 10, 3
     q = jnp.linalg.qr(jax.random.normal(jax.random.key(5), (d, d)))[0]
     right = q[:, :r] if shared == "all" else jnp.concatenate([q[:, :2], q[:, 5:6]], axis=1)
-    target = ld.low_rank(q[:, :r], jnp.array([3.0, 2.0, 1.0]), right)
+    target = ld.LowRank(q[:, :r], jnp.array([3.0, 2.0, 1.0]), right)
     weights = ld.identity((d,) * 4, scale=0.4)
     for make in (ld.reduce, identity_reduction):
         for basis in make(weights, target).bases:
@@ -151,11 +157,10 @@ def test_vectors_inside_the_range_of_a_layer_leave_spare_directions_that_stay_pu
     for left, right in [
         (inside_out, inside_in),
         (inside_out, target_of((13, 14), [1.0, 1.0, 1.0]).right),
-        (jnp.concatenate([inside_out[:, :1], jnp.eye(13, 2)], axis=1), inside_in),
+        (jnp.linalg.qr(inside_out.at[:, 1:].set(jnp.eye(13, 2)))[0], inside_in),
     ]:
-        target = ld.low_rank(left, jnp.array([3.0, 2.0, 1.0]), right)
-        reduction = ld.reduce(weights, target)
-        assert worst_layer(reduction, target, weights, OPTIMIZERS["all at once"]) < 1e-12
+        target = ld.LowRank(left, jnp.array([3.0, 2.0, 1.0]), right)
+        assert worst_layer(target, weights, OPTIMIZERS["all at once"]) < 1e-12
 
 
 def test_layers_may_have_scales_of_their_own(x64):
@@ -187,7 +192,7 @@ def test_lift_of_the_start_is_the_start(dtype):
         assert lifted.dtype == jnp.dtype(dtype)
 
 
-@pytest.mark.parametrize("spaces", ["square", "wide input and output", "valley"])
+@pytest.mark.parametrize("spaces", ["square", "valley"])
 def test_end_to_end_loss_and_error_are_the_full_networks(x64, spaces):
     spaces = WIDTHS[spaces]
     target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
@@ -297,11 +302,11 @@ def test_sampling_and_reducing_compile_with_a_constant_scale(x64):
 
 
 def test_sample_draws_the_overlaps_of_the_dense_construction(x64):
-    d, r, depth, count = 6, 2, 3, 400
+    d, r, depth, count = 6, 2, 3, 1000
     values = jnp.array([2.0, 1.0])
 
     def sampled(key):
-        target = ld.sample(key, d, values, depth=depth, scale=jnp.array(0.1)).problem.target
+        target = ld.sample(key, d, values, depth=depth, scale=0.1).problem.target
         return target.left.T @ target.right
 
     def dense(key):
@@ -319,8 +324,9 @@ def test_sample_draws_the_overlaps_of_the_dense_construction(x64):
         lambda x: np.linalg.det(x),
     ):
         assert scipy.stats.ks_2samp(statistic(a), statistic(b)).pvalue > 1e-3
-    wrong = a / np.linalg.norm(a, axis=(1, 2), keepdims=True)
-    assert scipy.stats.ks_2samp(wrong[:, 0, 0], b[:, 0, 0]).pvalue < 1e-3  # the test has power
+    # The test has power: it tells overlaps in 6 dimensions from those in 9.
+    wider = b[:, 0, 0] * (6 / 9) ** 0.5
+    assert scipy.stats.ks_2samp(wider, a[:, 0, 0]).pvalue < 1e-2
 
 
 def test_a_network_ten_thousand_wide_trains_to_rounding(x64):
@@ -339,6 +345,7 @@ def test_samples_map_over_seeds_as_they_loop(x64):
         reduction = ld.sample(key, 40, values, depth=3, scale=0.3)
         return ld.reduced_descent(reduction, ld.SGD(0.05), steps=50, record_every=25).losses
 
+    final_loss = jax.jit(final_loss)
     keys = jax.random.split(jax.random.key(0), 3)
     looped = jnp.stack([final_loss(key) for key in keys])
     np.testing.assert_allclose(jax.vmap(final_loss)(keys), looped, rtol=1e-12)

@@ -73,7 +73,7 @@ class Result:
 def run_check(check: Check, setting: Setting) -> Result:
     """Run one check and its controls; an exception inside it is an error, never a pass."""
     start = time.perf_counter()
-    claimed = {"name": check.name, "claim": check.claim, "source": check.source}
+    claimed = check.name, check.claim, check.source
     try:
         with jax.default_matmul_precision(MATMUL_PRECISION):
             evidence = check.compare(setting)
@@ -83,7 +83,7 @@ def run_check(check: Check, setting: Setting) -> Result:
             )
     except Exception as error:
         return Result(
-            **claimed,
+            *claimed,
             outcome="error",
             seconds=time.perf_counter() - start,
             detail=f"{type(error).__name__}: {error}",
@@ -96,7 +96,7 @@ def run_check(check: Check, setting: Setting) -> Result:
     else:
         outcome, detail = "pass", ""
     return Result(
-        **claimed,
+        *claimed,
         outcome=outcome,
         controls=controls,
         evidence=evidence,

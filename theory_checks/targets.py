@@ -75,7 +75,7 @@ def _digits() -> np.ndarray:
         raise ValueError(
             "target 'digits' needs scikit-learn: pip install 'lowdim-jax[digits]'"
         ) from error
-    return load_digits().data
+    return load_digits(return_X_y=True)[0]
 
 
 def _validated(name: str, matrix: np.ndarray) -> np.ndarray:
@@ -138,4 +138,4 @@ def _read_mtx(path: Path) -> np.ndarray:
     from scipy.io import mmread
 
     matrix = mmread(path)
-    return np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix)
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()

@@ -56,7 +56,7 @@ def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
                 jnp.max(jnp.sin(ld.spectra.subspace_angles(vectors[:, : setting.rank], outer)))
                 for vectors, outer in sides
             ])
-        )  # fmt: skip
+        )
 
     errors = np.asarray(per_seed(angle, setting))
     gap = float(setting.targets.singular_values[0, 0] / jnp.min(setting.targets.singular_values))
@@ -108,7 +108,7 @@ def dominance(setting: Setting, /, *, start="spectral") -> Evidence:
             curves.append(
                 Curve(f"L = {depth}, ε = {scale:g}: dashed compressed, solid original",
                       np.arange(0, steps + 1, every), small[0, ::every], full[0, ::every],
-                      xlabel="iteration", ylabel="relative recovery error", ylog=True)  # fmt: skip
+                      xlabel="iteration", ylabel="relative recovery error", ylog=True)
             )
     errors = np.max(np.asarray(errors), axis=0)
     return Evidence(

@@ -59,7 +59,7 @@ def balancedness(
                 ld.factorization(target.dense()).loss, weights, times, alpha=alpha,
                 rtol=_rtol(setting),
                 observe=Partial(_drift, start, rates),
-            )  # fmt: skip
+            )
             size = target.singular_values[0] ** (2 / depth)
             return run.observed / size
 
@@ -67,7 +67,7 @@ def balancedness(
         errors.append(np.max(measured, axis=(1, 2)))
         curves.append(
             Curve(f"drift of balance, L = {depth}, α = {alpha:g}", np.asarray(times),
-                  np.zeros_like(measured[0]), measured[0], ylabel="drift / σ*_1^{2/L}")  # fmt: skip
+                  np.zeros_like(measured[0]), measured[0], ylabel="drift / σ*_1^{2/L}")
         )
     errors = np.max(np.asarray(errors), axis=0)
     return Evidence(
@@ -98,13 +98,13 @@ def balance_drift(setting: Setting, /, *, momentum=None) -> Evidence:
         run = ld.gradient_descent(
             ld.factorization(target).loss, weights, ld.SGD(rate, momentum=momentum), steps=steps,
             observe=keep,
-        )  # fmt: skip
+        )
         first, middle, last = run.observed
         x = jnp.stack([
             jnp.einsum("tri,ir->tr", first, target.right),
             jnp.einsum("trr->tr", middle),
             jnp.einsum("tir,ir->tr", last, target.left),
-        ], axis=-1)  # steps × components × layers  # fmt: skip
+        ], axis=-1)  # steps × components × layers
         squares = x**2
         measured = squares[..., :, None] - squares[..., None, :]
         predicted = theory.balance_step(x[:-1], target.singular_values[None], learning_rate=rate)
@@ -124,7 +124,7 @@ def balance_drift(setting: Setting, /, *, momentum=None) -> Evidence:
             Curve("x_1² − x_j² of the top component: descent (solid), conserved by the flow (dashed)",
                   np.arange(len(start)), start, measured[0], xlabel="step"),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -146,7 +146,7 @@ def singular_value_rate(setting: Setting, /, *, init="orthogonal") -> Evidence:
         run = ld.gradient_flow(
             ld.factorization(target.dense()).loss, weights, times, rtol=_rtol(setting),
             observe=ld.end_to_end,
-        )  # fmt: skip
+        )
         u, s, vt = jnp.linalg.svd(run.observed[1::3], full_matrices=False)
         top = setting.rank
         predicted = jax.vmap(
@@ -173,7 +173,7 @@ def singular_value_rate(setting: Setting, /, *, init="orthogonal") -> Evidence:
             Curve("rate of change of the leading singular values", middles, predicted[0],
                   measured[0], ylabel="dσ/dt"),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -189,7 +189,7 @@ def descent_to_flow(setting: Setting, /, *, momentum=None) -> Evidence:
             0.5 * float(jnp.min(setting.targets.singular_values[:, 0])),
             float(jnp.min(setting.targets.singular_values[:, 0])), depth=depth, scale=SCALE,
         )
-    )  # fmt: skip
+    )
     counts = np.array([64, 128, 256, 512])
     rates = end / counts
 
@@ -203,7 +203,7 @@ def descent_to_flow(setting: Setting, /, *, momentum=None) -> Evidence:
             run = ld.gradient_descent(
                 loss, weights, ld.SGD(rate, momentum=momentum), steps=int(count),
                 record_every=int(count),
-            )  # fmt: skip
+            )
             gaps.append(jnp.linalg.norm(ld.end_to_end(run.weights) - limit))
         return jnp.stack(gaps) / target.singular_values[0]
 
@@ -221,4 +221,4 @@ def descent_to_flow(setting: Setting, /, *, momentum=None) -> Evidence:
             Curve("distance from the flow", rates, reference, gaps[0], xlabel="learning rate η",
                   ylabel="‖W − W_flow‖_F / σ*_1", xlog=True, ylog=True),
         ),
-    )  # fmt: skip
+    )

@@ -46,7 +46,7 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
         run = ld.gradient_descent(
             ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
             observe=observe_alignment(target),
-        )  # fmt: skip
+        )
         return _fit_times(run, target, rate), run.observed.singular_values
 
     measured, values = (np.asarray(part) for part in per_seed(train, setting))
@@ -72,7 +72,7 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
             Curve("fit times", np.arange(1, setting.rank + 1), predicted[0], measured[0],
                   xlabel="component i", ylabel="t_i"),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -90,12 +90,12 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
         full = ld.gradient_descent(
             ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
             record_every=4, observe=observe_alignment(target),
-        )  # fmt: skip
+        )
         reduction = ld.reduce(weights, target, strict=False)
         small = ld.reduced_descent(
             reduction, ld.SGD(rate), steps=steps, record_every=4,
             observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
-        )  # fmt: skip
+        )
         times = _fit_times(full, target, rate), _fit_times(small, target, rate)
         return *times, full.observed.singular_values, small.observed.singular_values
 
@@ -114,7 +114,7 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
                   4 * rate * np.arange(values.shape[1])[::every], small[0, ::every],
                   values[0, ::every], ylabel="singular value"),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -160,7 +160,7 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
         shown = np.broadcast_to(losses[0, ::every, None], level.shape)
         curves.append(
             Curve(f"{name} network, loss and its predicted plateaus", times, level, shown,
-                  ylabel="loss")  # fmt: skip
+                  ylabel="loss")
         )
     return Evidence(
         errors=np.max(np.asarray(errors), axis=0),

@@ -1,5 +1,7 @@
 """Section 2 of docs/theory.md: the compressed network is a set of scalar modes with known times."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,9 @@ def scalar_map(
         steps = max(steps, steps_to_fit(setting, rate, depth=depth, scale=SCALE))
         every = max(1, steps // 60)
         error, measured, predicted = per_seed(
-            lambda target, key, depth=depth, rate=rate, every=every: _against_map(
-                target, key, depth, rate, steps, every, setting.compressed_rank, start, extra_depth
+            partial(
+                _against_map, depth=depth, rate=rate, steps=steps, every=every,
+                rank=setting.compressed_rank, start=start, extra_depth=extra_depth,
             ),
             setting,
         )
@@ -74,18 +77,18 @@ def _record_steps(steps: int, every: int) -> jax.Array:
     return jnp.arange(steps // every + 1) * every
 
 
-def _against_map(target, key, depth, rate, steps, every, rank, start, extra_depth):
+def _against_map(target, key, *, depth, rate, steps, every, rank, start, extra_depth):
     """Worst distance of the matrices from the scalar prediction, and both sets of singular values."""
     steps = steps // every * every
     weights = compressed(target, key, depth=depth, scale=SCALE, rank=rank, start=start)
     run = ld.gradient_descent(
         ld.factorization(target).loss, weights, ld.SGD(rate),
         steps=steps, record_every=every, observe=keep,
-    )  # fmt: skip
+    )
     sigma = theory.mode_descent(
         jnp.pad(target.singular_values, (0, rank - len(target.singular_values))),
         depth=depth + extra_depth, scale=SCALE, learning_rate=rate, steps=steps, record_every=every,
-    )  # fmt: skip
+    )
     spectral = compressed(target, key, depth=2, scale=1.0, rank=rank)
 
     def distance(weights, sigma):
@@ -118,17 +121,17 @@ def mode_trajectories(
         def follow(target, key, depth=depth, scale=scale, times=times):
             if depth == 1:
                 parts = compressed(target, key, depth=2, scale=1.0, rank=target.singular_values.size,
-                                   start=start)  # fmt: skip
+                                   start=start)
                 weights = (scale * first_layer * parts[1] @ parts[0],)
             else:
                 weights = compressed(target, key, depth=depth, scale=scale,
-                                     rank=setting.compressed_rank, start=start)  # fmt: skip
+                                     rank=setting.compressed_rank, start=start)
                 weights = (first_layer * weights[0], *weights[1:])
             problem = ld.factorization(target)
             run = ld.gradient_flow(
                 problem.loss, weights, times, rtol=_rtol(setting),
                 observe=observe_modes(target),
-            )  # fmt: skip
+            )
             return run.observed
 
         measured = per_seed(follow, setting)
@@ -137,7 +140,7 @@ def mode_trajectories(
         errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
         curves.append(
             Curve(f"L = {depth}", np.asarray(times), np.asarray(predicted[0]),
-                  np.asarray(measured[0]), ylabel="singular value")  # fmt: skip
+                  np.asarray(measured[0]), ylabel="singular value")
         )
     errors = np.max(np.asarray(jnp.stack(errors)), axis=0)
     return Evidence(
@@ -171,7 +174,7 @@ def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
         run = ld.gradient_descent(
             ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
             observe=observe_modes(target),
-        )  # fmt: skip
+        )
         return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
 
     steps = max(
@@ -203,7 +206,7 @@ def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
                 xlabel="initialization scale ε", ylabel="flow time", xlog=True, ylog=True,
             ),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -227,7 +230,7 @@ def discrepant_modes(
             run = ld.gradient_flow(
                 ld.factorization(target).loss, weights, times, alpha=trained, rtol=_rtol(setting),
                 observe=observe_modes(target),
-            )  # fmt: skip
+            )
             return run.observed
 
         measured = per_seed(follow, setting)
@@ -238,7 +241,7 @@ def discrepant_modes(
         errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
         curves.append(
             Curve(f"L = {depth}, α = {alpha:g}", np.asarray(times), np.asarray(predicted[0]),
-                  np.asarray(measured[0]), ylabel="singular value")  # fmt: skip
+                  np.asarray(measured[0]), ylabel="singular value")
         )
     errors = np.max(np.asarray(jnp.stack(errors)), axis=0)
     return Evidence(

@@ -1,5 +1,7 @@
 """Section 3 of docs/theory.md: the original network, exactly, in 2r dimensions."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,13 @@ DEPTH, SCALE = 3, 0.3
 STEPS, EVERY = 400, 10
 NUMBER = 2
 """The layer whose bulk is looked at, a middle one."""
+
+CHAINS = {
+    "d_out < d_in": (30, 30, 30, 20),
+    "d_out > d_in": (20, 30, 30, 30),
+    "bottleneck": (30, 20, 20, 30),
+}
+"""Widths, input to output, whose layers are not all square."""
 
 OPTIMIZERS = {
     "gradient descent": {},
@@ -45,6 +54,12 @@ def _full_and_reduced(target, weights, optimizer, *, steps=STEPS, every=EVERY, o
     return full, reduction, small
 
 
+def _relative_gaps(weights, others):
+    """Relative Frobenius difference of each layer."""
+    pairs = zip(weights, others, strict=True)
+    return jnp.stack([jnp.linalg.norm(w - v) / jnp.linalg.norm(w) for w, v in pairs])
+
+
 @check(
     "lossless-reduction",
     claim="The reduced network gives every layer of the full one: descent, momentum, Nesterov, weight "
@@ -56,7 +71,7 @@ def _full_and_reduced(target, weights, optimizer, *, steps=STEPS, every=EVERY, o
             "init": "gaussian", "optimizers": ("gradient descent",),
         },
     },
-)  # fmt: skip
+)
 def lossless_reduction(
     setting: Setting, /, *, init="orthogonal", optimizers=tuple(OPTIMIZERS)
 ) -> Evidence:
@@ -69,11 +84,8 @@ def lossless_reduction(
             weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
             full, reduction, small = _full_and_reduced(target, weights, optimizer)
 
-            def gaps(full, layers):
-                pairs = zip(full, reduction.lift(layers), strict=True)
-                return jnp.stack([jnp.linalg.norm(w - v) / jnp.linalg.norm(w) for w, v in pairs])
-
-            return jax.vmap(gaps)(full.observed, small.observed)
+            lifted = jax.vmap(reduction.lift)(small.observed)
+            return jax.vmap(_relative_gaps)(full.observed, lifted)
 
         gaps = np.asarray(per_seed(distance, setting))  # seeds × records × layers
         by_optimizer[name] = np.max(gaps, axis=(1, 2))
@@ -92,7 +104,7 @@ def lossless_reduction(
                   np.maximum(np.transpose(lines), setting.eps / 10), xlabel="step",
                   ylabel="relative difference", ylog=True),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -112,7 +124,7 @@ def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05) -> Ev
         run = ld.gradient_descent(
             ld.factorization(target.dense()).loss, weights, ld.SGD(rate, weight_decay=decay),
             steps=STEPS, record_every=EVERY, observe=keep,
-        )  # fmt: skip
+        )
         return jnp.stack(run.observed, axis=1), jnp.stack(weights)  # records × layers × d × d
 
     history, start = (np.asarray(part) for part in per_seed(train, setting))
@@ -147,24 +159,24 @@ def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05) -> Ev
                   np.repeat(rho[:, None], d, axis=1), singular[0, :, NUMBER - 1], xlabel="step",
                   ylabel="singular value"),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
     "rectangular-reduction",
     claim="With a rectangular end layer 3r dimensions suffice, in both orientations and at bottlenecks.",
     source="3.5",
-    controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+    controls={
+        "Gaussian instead of orthogonal initialization": {
+            "init": "gaussian", "chains": {"d_out < d_in": CHAINS["d_out < d_in"]},
+        },
+    },
     any_target=False,
 )
-def rectangular_reduction(setting: Setting, /, *, init="orthogonal") -> Evidence:
+def rectangular_reduction(
+    setting: Setting, /, *, init="orthogonal", chains: Mapping = CHAINS
+) -> Evidence:
     rank, scale = 3, 0.3
-    wide, narrow = 30, 20
-    chains = {
-        "d_out < d_in": (wide, wide, wide, narrow),
-        "d_out > d_in": (narrow, wide, wide, wide),
-        "bottleneck": (wide, narrow, narrow, wide),
-    }
     make = {"orthogonal": ld.orthogonal, "gaussian": ld.gaussian}[init]
     errors, cores = {}, {}
     for name, spaces in chains.items():
@@ -178,9 +190,8 @@ def rectangular_reduction(setting: Setting, /, *, init="orthogonal") -> Evidence
             full, reduction, small = _full_and_reduced(
                 target, weights, optimizer, every=STEPS, observe=None
             )
-            pairs = zip(full.weights, reduction.lift(small.weights), strict=True)
-            gaps = [jnp.linalg.norm(w - v) / jnp.linalg.norm(w) for w, v in pairs]
-            return jnp.max(jnp.stack(gaps)), jnp.asarray([b.shape[1] for b in reduction.bases])
+            gaps = _relative_gaps(full.weights, reduction.lift(small.weights))
+            return jnp.max(gaps), jnp.asarray([b.shape[1] for b in reduction.bases])
 
         gaps, widths = per_seed(distance, setting)
         errors[name], cores[name] = np.asarray(gaps), np.asarray(widths[0])
@@ -210,7 +221,7 @@ def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
         run = ld.gradient_descent(
             ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=STEPS,
             record_every=EVERY, observe=keep,
-        )  # fmt: skip
+        )
         updates = [after[-1] - before for after, before in zip(run.observed, weights, strict=True)]
         return jnp.stack([jnp.linalg.svd(update, compute_uv=False) for update in updates])
 
@@ -232,7 +243,7 @@ def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
                   index, floor, np.maximum(values[0, NUMBER - 1], setting.eps / 10), xlabel="index",
                   ylabel="singular value", ylog=True),
         ),
-    )  # fmt: skip
+    )
 
 
 @check(
@@ -286,7 +297,7 @@ def _half_time(setting: Setting, depth: int, scale: float, sigma: float, cosine:
     run = ld.gradient_flow(
         reduction.problem.loss, reduction.layers, times, solver="explicit",
         rtol=max(1e-9, 20 * setting.eps),
-    )  # fmt: skip
+    )
     return float(spectra.crossing_time(run.t, -run.losses[:, None], -(sigma**2) / 4)[0])
 
 
@@ -307,7 +318,7 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
     full = ld.gradient_descent(
         ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
         record_every=EVERY, observe=observe_alignment(target),
-    )  # fmt: skip
+    )
     reduction = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(
         reduction, ld.SGD(rate), steps=steps, record_every=EVERY, observe=keep
@@ -328,4 +339,4 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
             Curve(f"leading singular values, d = {d}", np.arange(0, steps + 1, EVERY), predicted,
                   measured, xlabel="step", ylabel="singular value"),
         ),
-    )  # fmt: skip
+    )
