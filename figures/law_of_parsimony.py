@@ -130,14 +130,18 @@ def plot(arrays, settings):
             angle.plot(iteration[1:], column, color=colour, linewidth=1.3, **look)
         unmoved = arrays[f"{side}_bulk_angle"][1:]
         angle.plot(iteration[1:], unmoved, color="#999999", linewidth=2.4, **look)
-    for height, text in ((2e-3, f"{r} leading vectors"), (3e-12, f"subspace of the {d - 2 * r}")):
+    for height, text in (
+        (2e-3, f"{r} leading vectors"),
+        (3e-12, f"subspace of the {d - 2 * r}"),
+        (1e-6, "right solid, left dotted"),
+    ):
         angle.text(0.97 * iteration[-1], height, text, ha="right", va="center")
     angle.set(
         xlim=(0, iteration[-1]),
         yscale="log",
         ylim=(1e-16, 8),
         xlabel="iteration",
-        title="Angle turned: right (solid), left (dotted)",
+        title="Angle turned by singular vectors",
         ylabel="radians",
     )
     style.thousands(angle)

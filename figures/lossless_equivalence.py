@@ -115,7 +115,7 @@ def plot(arrays, settings):
         loss.plot(iteration, arrays[f"{name}_reduced_loss"] / unit, **reduced)
     apart.axhspan(1e-17, EPS, color="#EEEEEE", zorder=0)
     apart.text(0.97 * iteration[-1], EPS / 1.5, "rounding of one number", va="top", ha="right", fontsize=8.5)
-    apart.set(yscale="log", ylim=(1e-17, 10), title="Relative difference of the weights")
+    apart.set(yscale="log", ylim=(1e-17, 10), title="Relative difference, worst layer")
     close.axhspan(0, EPS / UNIT, color="#EEEEEE", zorder=0)
     close.set(ylim=(0, None), title=r"Close-up, in units of $10^{-15}$")
     loss.set(yscale="log", title="Loss, relative to its start")

@@ -118,7 +118,7 @@ def plot(arrays, settings):
     reduced = f"reduced to width {2 * len(limit)}"
     cost.plot(d, seconds, "s-", color=style.EXACT_RANK, markersize=5, label=reduced)
     cost.set(yscale="log", ylim=(1e-6, 1e4), title="Seconds a step")
-    cost.legend(loc="upper left")
+    cost.legend(loc="lower right", bbox_to_anchor=(1, 0.18))
 
     shades = style.shades(style.EXACT_RANK, len(limit))
     jitter = np.geomspace(0.85, 1.18, settings["samples"])
@@ -145,9 +145,9 @@ def plot(arrays, settings):
         handletextpad=0.4,
     )
     law = np.sqrt(np.mean(deviation**2 * d[:, None])) / np.sqrt(d)
-    scatter.plot(d, law, color="#999999", linewidth=0.9, zorder=1, label=r"slope $d^{-1/2}$")
+    slope = scatter.plot(d, law, color="#999999", linewidth=0.9, zorder=1, label=r"slope $d^{-1/2}$")
     scatter.set(yscale="log", title=r"Its scatter about the limit, relative")
-    scatter.legend(loc="upper right")
+    scatter.legend(handles=slope, loc="upper right")
     for axes in (cost, fit, scatter):
         axes.set(xscale="log", xlabel="width $d$")
     return figure

@@ -1,5 +1,7 @@
 """Claims on networks as tuples of matrices."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ def network(spaces, seed=0):
     rng = np.random.default_rng(seed)
     return tuple(
         jnp.asarray(rng.standard_normal((after, before)), float)
-        for before, after in zip(spaces, spaces[1:], strict=False)
+        for before, after in pairwise(spaces)
     )
 
 

@@ -66,15 +66,15 @@ def _positive(text: str) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
+    from textwrap import fill
 
     from theory_checks.registry import select
 
-    table = Table("check", "claim", "docs/theory.md", "controls that must fail", box=None)
     for check in select(arguments.only):
-        table.add_row(check.name, check.claim, check.source, "; ".join(check.controls))
-    Console().print(table)
+        print(f"{check.name}  (docs/theory.md {check.source})")
+        print(fill(check.claim, 96, initial_indent="    ", subsequent_indent="    "))
+        print(fill("must fail with: " + "; ".join(check.controls), 96, initial_indent="    ",
+                   subsequent_indent="    "))
     return 0
 
 

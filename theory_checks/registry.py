@@ -126,10 +126,10 @@ def check(
 
 
 def all_checks() -> tuple[Check, ...]:
-    """Every registered check, in order of registration."""
+    """Every registered check, in the order of the statements they test."""
     import theory_checks.checks  # noqa: F401  (registers them)
 
-    return tuple(_REGISTRY.values())
+    return tuple(sorted(_REGISTRY.values(), key=lambda check: check.source))
 
 
 def select(patterns: list[str]) -> tuple[Check, ...]:

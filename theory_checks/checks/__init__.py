@@ -1,9 +1,5 @@
-"""The checks, one module a family; importing this package registers them in this order."""
+"""The checks, one module a family; importing this package registers them."""
 
-from theory_checks.checks import (  # noqa: F401  (isort: the order is that of docs/theory.md)
-    compression,  # isort: skip
-    conservation,  # isort: skip
-    incremental,  # isort: skip
-    modes,  # isort: skip
-    parsimony,  # isort: skip
-)
+from theory_checks.checks import compression, conservation, incremental, modes, parsimony
+
+__all__ = ["compression", "conservation", "incremental", "modes", "parsimony"]

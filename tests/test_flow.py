@@ -1,0 +1,268 @@
+"""Claims on gradient flow: both solvers give the closed form, and a failure says why."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowdim_jax as ld
+from lowdim_jax import Status, theory
+
+VALUES = np.array([2.0, 1.0])
+
+
+def target_of(values=VALUES, shape=(5, 6)):
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((d, len(values))))[0] for d in shape)
+    return ld.LowRank(*(jnp.asarray(a, float) for a in (left, values, right)))
+
+
+TIMES = np.array([0.0, 0.3, 1.0, 2.5, 6.0])
+
+
+@pytest.mark.parametrize("solver", ["explicit", "implicit"])
+@pytest.mark.parametrize(("depth", "alpha"), [(2, 1.0), (3, 1.0), (3, 2.5)])
+def test_each_mode_follows_its_closed_form(x64, solver, depth, alpha):
+    target, scale = target_of(), 0.2
+    weights = ld.compress(target, depth=depth, scale=scale, rank=3)
+    run = ld.gradient_flow(
+        ld.factorization(target).loss,
+        weights,
+        TIMES,
+        alpha=alpha,
+        solver=solver,
+        observe=lambda w: ld.spectra.modes(w, target),
+    )
+    expected = theory.mode_trajectory(
+        jnp.asarray(TIMES)[:, None], jnp.asarray(VALUES)[None], depth=depth, scale=scale, alpha=alpha
+    )
+    assert run.status == Status.COMPLETED
+    assert run.message.startswith("completed")
+    np.testing.assert_array_equal(run.t, TIMES)
+    np.testing.assert_allclose(run.observed, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        ld.factorization(target).loss(run.weights), run.losses[-1], rtol=1e-5, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("solver", ["explicit", "implicit"])
+def test_single_precision_follows_the_closed_form(solver):
+    target = target_of()
+    weights = ld.compress(target, depth=3, scale=0.2, rank=2)
+    run = ld.gradient_flow(
+        ld.factorization(target).loss,
+        weights,
+        TIMES,
+        rtol=1e-5,
+        solver=solver,
+        observe=lambda w: ld.spectra.modes(w, target),
+    )
+    expected = theory.mode_trajectory(
+        jnp.asarray(TIMES)[:, None], jnp.asarray(VALUES, float)[None], depth=3, scale=0.2
+    )
+    assert run.losses.dtype == jnp.float32
+    np.testing.assert_allclose(run.observed, expected, rtol=2e-3)
+
+
+def test_both_solvers_agree_on_a_network_without_closed_form(x64):
+    rng = np.random.default_rng(1)
+    weights = tuple(jnp.asarray(0.3 * rng.standard_normal(s)) for s in [(4, 6), (3, 4), (5, 3)])
+    runs = [
+        ld.gradient_flow(
+            ld.factorization(target_of()).loss, weights, TIMES, solver=solver, observe=lambda w: w
+        )
+        for solver in ("explicit", "implicit")
+    ]
+    for a, b in zip(*(run.observed for run in runs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_array_equal(runs[0].observed[0][0], weights[0])
+
+
+def test_deep_scalar_modes_rise_when_the_theory_says(x64):
+    """Depth 5 from ε = 10⁻³: some 10⁹ explicit steps, and a rise within 10⁻⁴ of the wait for it."""
+    depth, scale = 5, 1e-3
+    targets = jnp.array([2.0, 1.0])
+
+    def loss(weights):
+        product = 1.0
+        for weight in weights:
+            product = product * weight
+        return jnp.sum((product - targets) ** 2) / 2
+
+    rise = theory.mode_time(targets / 2, targets, depth=depth, scale=scale)
+    times = jnp.sort(jnp.concatenate([rise * (1 - 1e-4), rise * (1 + 1e-4)]))
+    run = ld.gradient_flow(
+        loss,
+        (jnp.full(2, scale),) * depth,
+        times,
+        solver="implicit",
+        observe=lambda w: w[0] * w[1] * w[2] * w[3] * w[4],
+    )
+    assert run.ok, run.message
+    before_1, after_1, before_2, after_2 = np.asarray(run.observed)
+    assert before_1[0] < 1e-3 * 2.0
+    np.testing.assert_allclose(after_1[0], 2.0, rtol=1e-6)
+    assert before_2[1] < 1e-3
+    np.testing.assert_allclose(after_2, [2.0, 1.0], rtol=1e-6)
+
+
+def test_auto_takes_the_implicit_solver_where_explicit_steps_would_be_too_many(x64):
+    target = target_of()
+    weights = ld.compress(target, depth=4, scale=5e-3, rank=2)
+    end = 1.5 * float(theory.mode_time(0.5, 1.0, depth=4, scale=5e-3))
+    problem = ld.factorization(target)
+    runs = {
+        solver: ld.gradient_flow(problem.loss, weights, jnp.array([end]), solver=solver)
+        for solver in ("auto", "implicit")
+    }
+    assert runs["auto"].ok
+    assert runs["auto"].steps == runs["implicit"].steps < 2000
+    short = {
+        solver: ld.gradient_flow(problem.loss, weights, TIMES, solver=solver).steps
+        for solver in ("auto", "explicit")
+    }
+    assert short["auto"] == short["explicit"]
+
+
+def test_a_budget_that_ends_early_is_a_status_that_says_how_far_it_came(x64):
+    problem = ld.factorization(target_of())
+    weights = ld.compress(problem, depth=3, scale=0.2)
+    run = ld.gradient_flow(problem.loss, weights, TIMES, max_steps=16)
+    assert run.status == Status.OUT_OF_STEPS
+    assert not run.ok
+    assert 1 <= run.count < len(TIMES)
+    assert len(run.t) == len(run.losses) == run.count
+    assert np.all(np.isfinite(run.losses))
+    assert f"out of steps: the budget of 16 steps ended after t = {float(run.t[-1]):g}" in run.message
+    assert "it came to t = " in run.message
+    with pytest.raises(RuntimeError, match="out of steps"):
+        ld.gradient_flow(problem.loss, weights, TIMES, max_steps=16, throw=True)
+
+
+def test_a_start_that_is_not_finite_is_a_status():
+    problem = ld.factorization(target_of())
+    weights = ld.compress(problem, depth=3, scale=0.2)
+    weights = (weights[0].at[0, 0].set(jnp.nan), *weights[1:])
+    run = ld.gradient_flow(problem.loss, weights, TIMES, rtol=1e-5)
+    assert run.status == Status.DIVERGED
+    assert "not finite" in run.message
+
+
+def test_alpha_zero_freezes_the_outer_layers(x64):
+    problem = ld.factorization(target_of())
+    weights = ld.compress(problem, depth=3, scale=0.5)
+    for solver in ("explicit", "implicit"):
+        run = ld.gradient_flow(problem.loss, weights, TIMES, alpha=0.0, solver=solver)
+        np.testing.assert_allclose(run.weights[0], weights[0], atol=1e-15)
+        np.testing.assert_allclose(run.weights[2], weights[2], atol=1e-15)
+        assert float(jnp.abs(run.weights[1] - weights[1]).max()) > 0.1
+
+
+@pytest.mark.parametrize("solver", ["explicit", "implicit"])
+def test_mapped_runs_are_the_looped_ones(x64, solver):
+    target = target_of()
+    problem = ld.factorization(target)
+
+    def run(scale, alpha):
+        weights = ld.compress(target, depth=3, scale=scale, rank=2)
+        return ld.gradient_flow(problem.loss, weights, TIMES, alpha=alpha, solver=solver).losses
+
+    scales, alphas = jnp.array([0.1, 0.4]), jnp.array([1.0, 2.0])
+    mapped = jax.vmap(run)(scales, alphas)
+    looped = jnp.stack([run(s, a) for s, a in zip(scales, alphas, strict=True)])
+    np.testing.assert_allclose(mapped, looped, rtol=1e-5, atol=1e-10)
+
+
+def test_mapped_runs_that_end_early_are_padded_with_nan(x64):
+    problem = ld.factorization(target_of())
+
+    def run(scale):
+        weights = ld.compress(target_of(), depth=3, scale=scale, rank=2)
+        return ld.gradient_flow(
+            problem.loss, weights, jnp.array([0.1, 1.0, 500.0]), solver="explicit", max_steps=64
+        )
+
+    mapped = jax.vmap(run)(jnp.array([0.1, 0.9]))
+    assert mapped.status.tolist() == [Status.OUT_OF_STEPS] * 2
+    for i in range(2):
+        count = int(mapped.count[i])
+        assert 0 < count < 3
+        assert np.all(np.isfinite(mapped.losses[i, :count]))
+        assert np.all(np.isnan(mapped.losses[i, count:]))
+        assert np.all(np.isnan(mapped.t[i, count:]))
+
+
+@pytest.mark.parametrize(("solver", "tolerance"), [("explicit", 1e-5), ("implicit", 1e-3)])
+def test_tangents_are_those_of_the_closed_form(x64, solver, tolerance):
+    target = target_of()
+    times = jnp.array([0.5, 1.0, 2.0])
+
+    def measured(scale):
+        weights = ld.compress(target, depth=3, scale=scale, rank=2)
+        return ld.gradient_flow(
+            ld.factorization(target).loss,
+            weights,
+            times,
+            solver=solver,
+            observe=lambda w: ld.spectra.modes(w, target),
+        ).observed
+
+    def predicted(scale):
+        return theory.mode_trajectory(
+            times[:, None], jnp.asarray(VALUES)[None], depth=3, scale=scale
+        )
+
+    _, slope = jax.jvp(measured, (0.3,), (1.0,))
+    expected = (predicted(0.3 + 1e-5) - predicted(0.3 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, expected, rtol=tolerance, atol=1e-6)
+
+
+def test_nothing_is_traced_again_when_only_numbers_change():
+    traces = []
+    targets = jnp.array([2.0, 1.0])
+
+    def loss(weights):
+        traces.append(1)
+        return jnp.sum((weights[0] * weights[1] - targets) ** 2) / 2
+
+    def run(scale=0.3, alpha=1.0, end=1.0, rtol=1e-4):
+        weights = (jnp.full(2, scale), jnp.full(2, scale))
+        times = jnp.array([0.5, 1.0]) * end
+        return ld.gradient_flow(
+            loss, weights, times, alpha=alpha, rtol=rtol, solver="explicit"
+        ).losses[-1]
+
+    baseline, first = run(), len(traces)
+    for change in ({"scale": 0.5}, {"alpha": 2.0}, {"end": 2.0}, {"rtol": 1e-3}):
+        assert run(**change) != baseline
+        assert len(traces) == first, f"{change} traced the loss again"
+
+
+BAD = {
+    "empty": (r"times has shape \(0,\)", {"times": np.zeros(0)}),
+    "matrix": (r"times has shape \(1, 2\), expected a non-empty vector", {"times": [[0.0, 1.0]]}),
+    "scalar": (r"times has shape \(\), expected", {"times": 1.0}),
+    "decreasing": ("times is not an increasing", {"times": [1.0, 0.5]}),
+    "repeated": ("times is not an increasing", {"times": [0.0, 1.0, 1.0]}),
+    "negative": ("times is not an increasing", {"times": [-1.0, 1.0]}),
+    "zero only": ("times .*expected|times is not", {"times": [0.0]}),
+    "nan": ("times is not an increasing .* finite", {"times": [0.0, np.nan]}),
+    "infinite": ("times is not an increasing .* finite", {"times": [0.0, np.inf]}),
+    "solver": ("solver='magic', expected 'auto'", {"solver": "magic"}),
+    "rtol": (r"rtol=0\.0, expected", {"rtol": 0.0}),
+    "negative rtol": (r"rtol=-1\.0, expected", {"rtol": -1.0}),
+    "max_steps": ("max_steps=0, expected", {"max_steps": 0}),
+    "alpha": (r"alpha=-1\.0, expected", {"alpha": -1.0}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_are_named(name):
+    message, options = BAD[name]
+    options = {"times": TIMES, "rtol": 1e-4, **options}
+    problem = ld.factorization(target_of())
+    times = options.pop("times")
+    with pytest.raises(ValueError, match=message):
+        ld.gradient_flow(
+            problem.loss, (0.2 * jnp.ones((2, 6)), 0.2 * jnp.ones((5, 2))), times, **options
+        )
