@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="figures", description=registry.__doc__.partition("\n")[0])
+    parser = _Parser(prog="figures", description="Make the figures of the paper.")
     parser.set_defaults(command=_list)
     commands = parser.add_subparsers(metavar="COMMAND")
 

@@ -21,7 +21,7 @@ from figures import style
 SETTINGS = {
     "small": {
         "epsilons": {"3": [0.1, 0.01, 0.001], "4": [0.1, 0.03, 0.01], "5": [0.1, 0.05, 0.03]},
-        "rtol": 1e-9,
+        "rtol": 1e-8,
     },
     "paper": {
         "epsilons": {
@@ -34,7 +34,7 @@ SETTINGS = {
     },
 }
 SIGMA = 1.0  # sets the unit of time only
-RECORDS = 40
+RECORDS = 100
 
 
 def compute(settings):

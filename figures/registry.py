@@ -27,6 +27,10 @@ NAMES = (
     "alignment",
     "rank-overestimation",
     "learning-times",
+    "law-of-parsimony",
+    "lossless-equivalence",
+    "widths",
+    "escape-ratio",
 )
 SIZES = ("small", "paper")
 SETTINGS_KEY = "settings"

@@ -207,7 +207,7 @@ def rectangular_reduction(
 
 @check(
     "low-rank-updates",
-    claim="W_l(t) − (ρ_l(t)/ε) W_l(0) has rank at most 2r: updates live in a fixed small subspace.",
+    claim="Weight updates W_l(t) − W_l(0) have rank at most 2r, up to the slow motion of the bulk.",
     source="1.1, 3.2",
     controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
     any_target=False,
