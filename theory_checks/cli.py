@@ -94,7 +94,9 @@ def _run(arguments: argparse.Namespace) -> int:
     target, note = None, ""
     if arguments.target is not None:
         matrix = load_matrix(arguments.target)
-        target, note = prepare(matrix, rank=arguments.rank, dtype=arguments.dtype)
+        target, note = prepare(
+            matrix, rank=arguments.rank, dtype=arguments.dtype, size=arguments.size
+        )
         checks = tuple(check for check in checks if check.any_target)
         if not checks:
             raise ValueError("none of the checks selected applies to --target")

@@ -10,6 +10,8 @@ from lowdim_jax.linalg import LowRank, svd
 
 ENERGY = 0.95
 MAX_RANK = 5
+MAX_SIDE = 256
+"""Longest side at size "small": a step of the original network costs the product of three widths."""
 TOP = 20.0
 
 
@@ -38,8 +40,12 @@ def load_matrix(name: str) -> np.ndarray:
     return _validated(name, matrix)
 
 
-def prepare(matrix: np.ndarray, /, *, rank: int | None, dtype: str) -> tuple[LowRank, str]:
+def prepare(
+    matrix: np.ndarray, /, *, rank: int | None, dtype: str, size: str = "small"
+) -> tuple[LowRank, str]:
     """Cut a matrix to a rank and scale it, and say so.
+
+    At size "small" only its first 256 rows and columns are taken; larger sizes take all of it.
 
     The checks follow individual components, so the target must have a few clearly present ones:
     its leading `r` singular triplets, `r` the smallest number that holds 95% of `Σ σ_i²`, at most 5.
@@ -51,6 +57,9 @@ def prepare(matrix: np.ndarray, /, *, rank: int | None, dtype: str) -> tuple[Low
     ValueError
         If `rank` is out of range or the matrix has fewer components.
     """
+    shape = matrix.shape
+    if size == "small":
+        matrix = matrix[:MAX_SIDE, :MAX_SIDE]
     parts = svd(jnp.asarray(matrix, dtype))
     available = estimate_rank(parts)
     chosen = min(estimate_rank(parts, energy=ENERGY), MAX_RANK) if rank is None else rank
@@ -61,11 +70,16 @@ def prepare(matrix: np.ndarray, /, *, rank: int | None, dtype: str) -> tuple[Low
     scale = TOP / float(kept.singular_values[0])
     rule = "given" if rank is not None else f"fewest that hold {ENERGY:.0%}, at most {MAX_RANK}"
     note = (
-        f"{matrix.shape[0]}×{matrix.shape[1]} matrix of rank {available}; its leading {chosen} "
+        f"{_cut(shape, matrix.shape)} of rank {available}; its leading {chosen} "
         f"components ({rule}) hold {held:.1%} of its squared Frobenius norm; scaled by {scale:.3g} "
         f"to σ*_1 = {TOP:g}"
     )
     return LowRank(kept.left, kept.singular_values * scale, kept.right), note
+
+
+def _cut(shape: tuple[int, ...], kept: tuple[int, ...]) -> str:
+    whole = f"{shape[0]}×{shape[1]} matrix"
+    return whole if kept == shape else f"leading {kept[0]}×{kept[1]} block of a {whole} (--size paper: all)"
 
 
 def _digits() -> np.ndarray:

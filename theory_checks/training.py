@@ -51,8 +51,8 @@ def compressed(
         return ld.compress(target, depth=depth, scale=scale, rank=rank)
     if start == "reversed":
         left = extend_orthonormal(target.left, rank)
-        right = extend_orthonormal(target.right, rank)
-        return ld.from_singular_vectors(left, right[:, ::-1], depth=depth, scale=scale)
+        right = extend_orthonormal(target.right[:, ::-1], rank)
+        return ld.from_singular_vectors(left, right, depth=depth, scale=scale)
     random = ld.random_target(key, target.shape, jnp.ones(rank, target.dtype))
     return ld.from_singular_vectors(random.left, random.right, depth=depth, scale=scale)
 
