@@ -137,7 +137,7 @@ def plot(arrays, settings):
     for depth in depths:
         epsilon = arrays[f"L{depth}_epsilon"]
         gap = np.abs(arrays[f"L{depth}_ratio"] - arrays[f"L{depth}_predicted"])
-        slope = gap[0] * (epsilon / epsilon[0]) ** (depth - 2)
+        slope = gap[-1] * (epsilon / epsilon[-1]) ** (depth - 2)
         approach.plot(epsilon, slope, color="#999999", linewidth=0.9)
         approach.plot(epsilon, gap, "o", color=colours[depth], markersize=7)
     approach.set(

@@ -40,9 +40,9 @@ SETTINGS = {
         "record_every": 2,
         "fit_tolerance": 0.05,
         "widths": [100, 300, 1000, 3000, 10000, 30000, 100000, 300000, 1000000],
-        "dense_widths": [50, 100, 200, 400, 800, 1600],
+        "dense_widths": [50, 100, 200, 400, 800],
         "dense_work": 5e9,
-        "samples": 16,
+        "samples": 12,
         "seed": 0,
     },
 }

@@ -111,7 +111,7 @@ def gradient_descent(
         )
         if progress is not None:
             progress(state)
-            if state.step < min(end, steps) or state.loss <= tolerance:
+            if state.loss <= tolerance or not jnp.isfinite(state.loss):
                 break
     finite = jnp.isfinite(state.loss)
     status = jnp.where(

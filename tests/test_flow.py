@@ -143,7 +143,7 @@ def test_a_start_that_is_not_finite_is_a_status():
     problem = ld.factorization(target_of())
     weights = ld.compress(problem, depth=3, scale=0.2)
     weights = (weights[0].at[0, 0].set(jnp.nan), *weights[1:])
-    run = ld.gradient_flow(problem.loss, weights, TIMES, rtol=1e-5)
+    run = ld.gradient_flow(problem.loss, weights, TIMES, rtol=1e-5, max_steps=64)
     assert run.status == Status.DIVERGED
     assert "not finite" in run.message
 
@@ -264,5 +264,8 @@ def test_bad_settings_are_named(name):
     times = options.pop("times")
     with pytest.raises(ValueError, match=message):
         ld.gradient_flow(
-            problem.loss, (0.2 * jnp.ones((2, 6)), 0.2 * jnp.ones((5, 2))), times, **options
+            problem.loss,
+            (0.2 * jnp.ones((2, 6)), 0.2 * jnp.ones((5, 2))),
+            np.asarray(times),
+            **options,
         )

@@ -38,9 +38,13 @@ def _alignment(target, weights):
     return ld.spectra.alignment(weights, target)
 
 
-def per_seed(function: Callable, setting: Setting, *arrays):
-    """`vmap` of `function(target, key, *arrays)` over the seeds."""
-    return jax.jit(jax.vmap(function))(setting.targets, setting.keys, *arrays)
+def per_seed(function: Callable, setting: Setting):
+    """`function(target, key)` of every seed, stacked, in one program.
+
+    One seed after the other: on a CPU a batch of matrix products is slower than as many single ones.
+    """
+    run = jax.jit(lambda inputs: jax.lax.map(lambda seed: function(*seed), inputs))
+    return run((setting.targets, setting.keys))
 
 
 def compressed(

@@ -1,0 +1,51 @@
+"""Every Python example of the README and of docs/ runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def examples(page):
+    """The blocks of a page, as one program on the same lines, so that errors name them."""
+    text, program, line = page.read_text("utf-8"), [], 1
+    for block in BLOCK.finditer(text):
+        start = text.count("\n", 0, block.start(1)) + 1
+        program.append("\n" * (start - line) + block[1])
+        line = start + block[1].count("\n")
+    return "".join(program)
+
+
+def with_examples():
+    return [page for page in PAGES if examples(page)]
+
+
+def test_blocks_are_found_with_their_line_numbers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\na = 1\n```\n\n```sh\nls\n```\n\n```python\nb = a\n```\n")
+    program = examples(page)
+    assert program.splitlines()[3] == "a = 1"
+    assert program.splitlines()[11] == "b = a"
+    assert "ls" not in program
+
+
+@pytest.mark.parametrize("page", with_examples(), ids=lambda page: page.name)
+def test_the_examples_of_a_page_run_in_order(page, tmp_path):
+    """In a process of their own, with JAX's default settings: as a reader would run them."""
+    program = tmp_path / f"{page.stem}.py"
+    program.write_text(examples(page), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{page.name} (line numbers are the page's):\n{done.stderr[-3000:]}"
