@@ -59,10 +59,10 @@ def compute(settings):
     }
 
     def observe(weights):
-        parts = jnp.linalg.svd(weights[number - 1])
-        vectors = {"left": parts.U, "right": parts.Vh.T}
+        left, values, right = jnp.linalg.svd(weights[number - 1])
+        vectors = {"left": left, "right": right.T}
         return {
-            "values": parts.S,
+            "values": values,
             **{f"{side}_leading": columns[:, :r] for side, columns in vectors.items()},
             **{
                 f"{side}_bulk_angle": ld.spectra.subspace_angles(columns[:, r:-r], predicted_bulk[side])[0]
@@ -117,10 +117,10 @@ def plot(arrays, settings):
         for group in (values[:, :r], values[:, d - r :][:, ::-1]):
             for column, colour in zip(group.T, shades, strict=True):
                 axes.plot(iteration, column / unit, color=colour, **style.MEASURED)
-        for column in (*arrays["predicted_core"].T, bulk):
-            axes.plot(iteration, column / unit, **{**style.PREDICTED, "linewidth": 0.9})
+        axes.plot(iteration, bulk / unit, **style.PREDICTED)
         axes.set(xlim=(0, iteration[-1]), xlabel="iteration")
         style.thousands(axes)
+    close.plot(iteration, arrays["predicted_core"] / bulk[:, None], **style.PREDICTED)
     course.set(yscale="log", title=f"Singular values of layer {number}")
     lowest = np.min(values[:, -1] / bulk)
     close.set(ylim=(lowest - 0.02, 2 - lowest), title=r"Close-up: divided by $\rho(t)$")
