@@ -61,17 +61,30 @@ def factorization(target, /) -> Factorization:
     """
     if isinstance(target, tuple) and len(target) == 3:
         target = low_rank(*target)
-    if not isinstance(target, LowRank):
-        target = jnp.asarray(target)
-        if not jnp.issubdtype(target.dtype, jnp.floating):
-            target = target.astype(jnp.zeros(()).dtype)
-        if target.ndim != 2 or target.size == 0:
-            raise ValueError(f"target has shape {target.shape}, expected a non-empty matrix")
-        check_finite("target", target)
+    if isinstance(target, LowRank):
+        for name in ("left", "singular_values", "right"):
+            check_finite(f"target's {name}", getattr(target, name))
+    else:
+        target = _real_matrix(target)
     norm = frobenius_norm(target)
     if not is_traced(norm) and norm == 0:
         raise ValueError("target is zero: there is no component to learn")
     return Factorization(target)
+
+
+def _real_matrix(target) -> jax.Array:
+    try:
+        target = jnp.asarray(target)
+    except ValueError as error:
+        raise ValueError(f"target is not an array: {error}") from error
+    if jnp.iscomplexobj(target):
+        raise ValueError(f"target has entries of type {target.dtype}, expected real numbers")
+    if not jnp.issubdtype(target.dtype, jnp.floating):
+        target = target.astype(jnp.zeros(()).dtype)
+    if target.ndim != 2 or target.size == 0:
+        raise ValueError(f"target has shape {target.shape}, expected a non-empty matrix")
+    check_finite("target", target)
+    return target
 
 
 def _squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array]) -> jax.Array:

@@ -20,26 +20,42 @@ def target_of(values=VALUES, shape=(5, 6)):
 TIMES = np.array([0.0, 0.3, 1.0, 2.5, 6.0])
 
 
-@pytest.mark.parametrize("solver", ["explicit", "implicit"])
-@pytest.mark.parametrize(("depth", "alpha"), [(2, 1.0), (3, 1.0), (3, 2.5)])
+def themselves(weights):
+    return weights
+
+
+def flow(weights, times=TIMES, **options):
+    """A run that records its weights: of one shape and solver, all share a compiled program."""
+    problem = ld.factorization(target_of())
+    return ld.gradient_flow(problem.loss, weights, times, observe=themselves, **options)
+
+
+@pytest.mark.parametrize(
+    ("solver", "depth", "alpha"),
+    [
+        ("explicit", 2, 1.0),
+        ("explicit", 3, 1.0),
+        ("explicit", 3, 2.5),
+        ("implicit", 3, 1.0),
+        ("implicit", 3, 2.5),
+    ],
+)
 def test_each_mode_follows_its_closed_form(x64, solver, depth, alpha):
     target, scale = target_of(), 0.2
     weights = ld.compress(target, depth=depth, scale=scale, rank=3)
-    run = ld.gradient_flow(
-        ld.factorization(target).loss,
-        weights,
-        TIMES,
-        alpha=alpha,
-        solver=solver,
-        observe=lambda w: ld.spectra.modes(w, target),
-    )
+    run = flow(weights, alpha=alpha, solver=solver)
+    modes = jax.vmap(lambda w: ld.spectra.modes(w, target))(run.observed)
     expected = theory.mode_trajectory(
-        jnp.asarray(TIMES)[:, None], jnp.asarray(VALUES)[None], depth=depth, scale=scale, alpha=alpha
+        jnp.asarray(TIMES)[:, None],
+        jnp.asarray(VALUES)[None],
+        depth=depth,
+        scale=scale,
+        alpha=alpha,
     )
     assert run.status == Status.COMPLETED
     assert run.message.startswith("completed")
     np.testing.assert_array_equal(run.t, TIMES)
-    np.testing.assert_allclose(run.observed, expected, rtol=1e-6)
+    np.testing.assert_allclose(modes, expected, rtol=1e-6)
     np.testing.assert_allclose(
         ld.factorization(target).loss(run.weights), run.losses[-1], rtol=1e-5, atol=1e-12
     )
@@ -48,31 +64,20 @@ def test_each_mode_follows_its_closed_form(x64, solver, depth, alpha):
 @pytest.mark.parametrize("solver", ["explicit", "implicit"])
 def test_single_precision_follows_the_closed_form(solver):
     target = target_of()
-    weights = ld.compress(target, depth=3, scale=0.2, rank=2)
-    run = ld.gradient_flow(
-        ld.factorization(target).loss,
-        weights,
-        TIMES,
-        rtol=1e-5,
-        solver=solver,
-        observe=lambda w: ld.spectra.modes(w, target),
-    )
+    weights = ld.compress(target, depth=3, scale=0.2, rank=3)
+    run = flow(weights, rtol=1e-5, solver=solver)
+    modes = jax.vmap(lambda w: ld.spectra.modes(w, target))(run.observed)
     expected = theory.mode_trajectory(
         jnp.asarray(TIMES)[:, None], jnp.asarray(VALUES, float)[None], depth=3, scale=0.2
     )
     assert run.losses.dtype == jnp.float32
-    np.testing.assert_allclose(run.observed, expected, rtol=2e-3)
+    np.testing.assert_allclose(modes, expected, rtol=2e-3)
 
 
 def test_both_solvers_agree_on_a_network_without_closed_form(x64):
     rng = np.random.default_rng(1)
-    weights = tuple(jnp.asarray(0.3 * rng.standard_normal(s)) for s in [(4, 6), (3, 4), (5, 3)])
-    runs = [
-        ld.gradient_flow(
-            ld.factorization(target_of()).loss, weights, TIMES, solver=solver, observe=lambda w: w
-        )
-        for solver in ("explicit", "implicit")
-    ]
+    weights = tuple(jnp.asarray(0.3 * rng.standard_normal(s)) for s in [(3, 6), (3, 3), (5, 3)])
+    runs = [flow(weights, solver=solver) for solver in ("explicit", "implicit")]
     for a, b in zip(*(run.observed for run in runs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     np.testing.assert_array_equal(runs[0].observed[0][0], weights[0])
@@ -107,65 +112,54 @@ def test_deep_scalar_modes_rise_when_the_theory_says(x64):
 
 
 def test_auto_takes_the_implicit_solver_where_explicit_steps_would_be_too_many(x64):
-    target = target_of()
-    weights = ld.compress(target, depth=4, scale=5e-3, rank=2)
-    end = 1.5 * float(theory.mode_time(0.5, 1.0, depth=4, scale=5e-3))
-    problem = ld.factorization(target)
-    runs = {
-        solver: ld.gradient_flow(problem.loss, weights, jnp.array([end]), solver=solver)
-        for solver in ("auto", "implicit")
-    }
+    scale = 1e-4
+    weights = ld.compress(target_of(), depth=3, scale=scale, rank=3)
+    times = TIMES / TIMES[-1] * 1.5 * float(theory.mode_time(0.5, 1.0, depth=3, scale=scale))
+    runs = {solver: flow(weights, times, solver=solver) for solver in ("auto", "implicit")}
     assert runs["auto"].ok
     assert runs["auto"].steps == runs["implicit"].steps < 2000
-    short = {
-        solver: ld.gradient_flow(problem.loss, weights, TIMES, solver=solver).steps
-        for solver in ("auto", "explicit")
-    }
+    assert runs["auto"].losses[-1] < 1e-8
+    weights = ld.compress(target_of(), depth=3, scale=0.2, rank=3)
+    short = {solver: flow(weights, solver=solver).steps for solver in ("auto", "explicit")}
     assert short["auto"] == short["explicit"]
 
 
 def test_a_budget_that_ends_early_is_a_status_that_says_how_far_it_came(x64):
-    problem = ld.factorization(target_of())
-    weights = ld.compress(problem, depth=3, scale=0.2)
-    run = ld.gradient_flow(problem.loss, weights, TIMES, max_steps=16)
+    weights = ld.compress(target_of(), depth=3, scale=0.2, rank=3)
+    run = flow(weights, solver="explicit", max_steps=16)
     assert run.status == Status.OUT_OF_STEPS
     assert not run.ok
     assert 1 <= run.count < len(TIMES)
     assert len(run.t) == len(run.losses) == run.count
     assert np.all(np.isfinite(run.losses))
-    assert f"out of steps: the budget of 16 steps ended after t = {float(run.t[-1]):g}" in run.message
+    last = f"{float(run.t[-1]):g}"
+    assert f"out of steps: the budget of 16 steps ended after t = {last}" in run.message
     assert "it came to t = " in run.message
     with pytest.raises(RuntimeError, match="out of steps"):
-        ld.gradient_flow(problem.loss, weights, TIMES, max_steps=16, throw=True)
+        flow(weights, solver="explicit", max_steps=16, throw=True)
 
 
-def test_a_start_that_is_not_finite_is_a_status():
-    problem = ld.factorization(target_of())
-    weights = ld.compress(problem, depth=3, scale=0.2)
+def test_a_start_that_is_not_finite_is_a_status(x64):
+    weights = ld.compress(target_of(), depth=3, scale=0.2, rank=3)
     weights = (weights[0].at[0, 0].set(jnp.nan), *weights[1:])
-    run = ld.gradient_flow(problem.loss, weights, TIMES, rtol=1e-5, max_steps=64)
+    run = flow(weights, rtol=1e-5, solver="explicit", max_steps=16)
     assert run.status == Status.DIVERGED
     assert "not finite" in run.message
 
 
 def test_alpha_zero_freezes_the_outer_layers(x64):
-    problem = ld.factorization(target_of())
-    weights = ld.compress(problem, depth=3, scale=0.5)
+    weights = ld.compress(target_of(), depth=3, scale=0.5, rank=3)
     for solver in ("explicit", "implicit"):
-        run = ld.gradient_flow(problem.loss, weights, TIMES, alpha=0.0, solver=solver)
+        run = flow(weights, alpha=0.0, solver=solver)
         np.testing.assert_allclose(run.weights[0], weights[0], atol=1e-15)
         np.testing.assert_allclose(run.weights[2], weights[2], atol=1e-15)
         assert float(jnp.abs(run.weights[1] - weights[1]).max()) > 0.1
 
 
-@pytest.mark.parametrize("solver", ["explicit", "implicit"])
-def test_mapped_runs_are_the_looped_ones(x64, solver):
-    target = target_of()
-    problem = ld.factorization(target)
-
+def test_mapped_runs_are_the_looped_ones(x64):
     def run(scale, alpha):
-        weights = ld.compress(target, depth=3, scale=scale, rank=2)
-        return ld.gradient_flow(problem.loss, weights, TIMES, alpha=alpha, solver=solver).losses
+        weights = ld.compress(target_of(), depth=3, scale=scale, rank=3)
+        return flow(weights, alpha=alpha, solver="implicit").losses
 
     scales, alphas = jnp.array([0.1, 0.4]), jnp.array([1.0, 2.0])
     mapped = jax.vmap(run)(scales, alphas)
@@ -174,20 +168,17 @@ def test_mapped_runs_are_the_looped_ones(x64, solver):
 
 
 def test_mapped_runs_that_end_early_are_padded_with_nan(x64):
-    problem = ld.factorization(target_of())
-
     def run(scale):
-        weights = ld.compress(target_of(), depth=3, scale=scale, rank=2)
-        return ld.gradient_flow(
-            problem.loss, weights, jnp.array([0.1, 1.0, 500.0]), solver="explicit", max_steps=64
-        )
+        weights = ld.compress(target_of(), depth=3, scale=scale, rank=3)
+        return flow(weights, np.append(TIMES[:-1], 500.0), solver="explicit", max_steps=16)
 
-    mapped = jax.vmap(run)(jnp.array([0.1, 0.9]))
+    scales = jnp.array([0.1, 0.5])
+    mapped = jax.vmap(run)(scales)
     assert mapped.status.tolist() == [Status.OUT_OF_STEPS] * 2
     for i in range(2):
-        count = int(mapped.count[i])
-        assert 0 < count < 3
-        assert np.all(np.isfinite(mapped.losses[i, :count]))
+        looped, count = run(scales[i]), int(mapped.count[i])
+        assert 0 < count == looped.count < 5
+        np.testing.assert_allclose(mapped.losses[i, :count], looped.losses, rtol=1e-8)
         assert np.all(np.isnan(mapped.losses[i, count:]))
         assert np.all(np.isnan(mapped.t[i, count:]))
 

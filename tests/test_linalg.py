@@ -51,7 +51,8 @@ def test_thin_svd_is_the_dense_one(x64, d_out, k, d_in):
 def test_tiny_singular_values_of_a_product_keep_their_accuracy(x64):
     """Thin factors of graded size: the smallest value is 10⁻²⁰ of the largest."""
     q = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 2)))[0]
-    parts = thin_svd(jnp.asarray(q) * jnp.array([1.0, 1e-10])[None], jnp.diag(jnp.array([1.0, 1e-10])))
+    grades = jnp.array([1.0, 1e-10])
+    parts = thin_svd(jnp.asarray(q) * grades[None], jnp.diag(grades))
     np.testing.assert_allclose(parts.singular_values, [1.0, 1e-20], rtol=1e-4)
 
 

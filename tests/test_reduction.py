@@ -13,6 +13,7 @@ import scipy.stats
 import lowdim_jax as ld
 from lowdim_jax import spectra
 
+
 def sgd(rate, alpha=1.0, beta=0.0, decay=0.0, nesterov=False):
     """All numbers given, so that optimizers share one compiled program."""
     return ld.SGD(rate, alpha=alpha, momentum=beta, weight_decay=decay, nesterov=nesterov)

@@ -111,7 +111,9 @@ def test_first_time_is_from_then_on_to_the_end():
 
 def test_crossing_times_are_interpolated():
     t = jnp.array([0.0, 1.0, 3.0, 4.0])
-    values = jnp.array([[0.0, 0.5, 0.0, 0.0], [0.4, 1.0, 0.0, 0.5], [0.8, 2.0, 0.1, 0.5], [0.0, 3.0, 0.2, 0.4]])
+    values = jnp.array(
+        [[0.0, 0.5, 0.0, 0.0], [0.4, 1.0, 0.0, 0.5], [0.8, 2.0, 0.1, 0.5], [0.0, 3.0, 0.2, 0.4]]
+    )
     np.testing.assert_allclose(
         spectra.crossing_time(t, values, 0.5), [1.5, 0.0, np.inf, 1.0], rtol=1e-6
     )
