@@ -79,11 +79,16 @@ def gradient_flow(
     Raises
     ------
     ValueError
-        If `times` is not an increasing vector of non-negative times, or `solver` is unknown.
+        If `times` is not an increasing vector of non-negative finite times, `rtol` is not in `(0, 1)`, or
+        `solver` is unknown.
     """
     _check_times(times)
     if solver not in ("auto", "explicit", "implicit"):
         raise ValueError(f"solver={solver!r}, expected 'auto', 'explicit' or 'implicit'")
+    if not is_traced(rtol) and not 0 < rtol < 1:
+        raise ValueError(f"rtol={rtol}, expected a relative tolerance between 0 and 1")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps={max_steps}, expected at least 1")
     end = times[-1]
     times = jnp.asarray(times)
     rate = _fastest_rate(loss, weights, alpha, end)
@@ -137,7 +142,7 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: -end * rates * gradient(y)),
-        Rosenbrock(inverse_rates, scale) if implicit else Scaled(diffrax.Dopri8(), scale),
+        Rosenbrock(inverse_rates, scale) if implicit else Scaled(diffrax.Dopri8(scan_kind="lax"), scale),
         jnp.zeros((), y0.dtype),
         jnp.ones((), y0.dtype),
         first_step,
@@ -218,7 +223,7 @@ def _check_times(times) -> None:
     if is_traced(times):
         return
     values = np.asarray(times)
-    if not (values[0] >= 0 and values[-1] > 0 and np.all(np.diff(values) > 0)):
+    if not (values[0] >= 0 and 0 < values[-1] < np.inf and np.all(np.diff(values) > 0)):
         raise ValueError("times is not an increasing sequence of non-negative finite times")
 
 

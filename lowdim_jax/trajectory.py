@@ -70,14 +70,15 @@ class Trajectory:
     def message(self) -> str:
         """One sentence on how the run ended."""
         status, steps, last = Status(int(self.status)), int(self.steps), int(self.count) - 1
+        recorded = float(self.t[last]) if last >= 0 else float("nan")
         text = {
             Status.COMPLETED: f"completed: {steps} steps",
             Status.REACHED_TOLERANCE: f"reached the loss tolerance after {steps} steps",
             Status.DIVERGED: f"diverged: the loss is not finite at step {steps}",
             Status.OUT_OF_STEPS: f"out of steps: the budget of {steps} steps ended after t = "
-            f"{float(self.t[last]):g}",
+            f"{recorded:g}",
             Status.SOLVER_FAILED: f"solver failed after {steps} steps, past t = "
-            f"{float(self.t[last]):g}",
+            f"{recorded:g}",
         }[status]
         return text if self.ok or not self.hint else f"{text}; {self.hint}"
 
