@@ -209,7 +209,7 @@ def test_lift_of_the_start_is_the_start(dtype):
 def test_end_to_end_loss_and_error_are_the_full_networks(x64, spaces):
     spaces = WIDTHS[spaces]
     target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
-    reduction = ld.reduce(network(spaces, scale=0.7), target)
+    reduction = jax.jit(ld.reduce)(network(spaces, scale=0.7), target)
     layers = ld.reduced_descent(reduction, ld.SGD(0.01), steps=40).weights
     full = jax.jit(lambda reduction, layers: reduction.lift(layers))(reduction, layers)
     problem = ld.factorization(target)
