@@ -1,7 +1,7 @@
 """Compressed networks: from a loss of a matrix to a narrow network that learns the same thing."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax.initialization import spectral
-from lowdim_jax.linalg import LowRank, svd
+from lowdim_jax.linalg import LowRank, as_matrix, svd
 from lowdim_jax.networks import Weights
 
 
-class Problem(Protocol):
-    """What `compress` needs of a problem."""
-
-    def surrogate(self) -> jax.Array | LowRank:
-        """Negative gradient of the loss at the zero matrix, up to a positive factor."""
-        ...
-
-
 def compress(
-    problem: Problem | jax.Array | LowRank, /, *, depth: int, scale, rank: int | None = None
+    problem: Any, /, *, depth: int, scale, rank: int | None = None
 ) -> Weights:
     """Compressed network of a problem, spectrally initialized (docs/theory.md 1.2, 1.3).
 
@@ -47,8 +39,10 @@ def compress(
     ValueError
         If `rank`, `depth` or `scale` is out of range.
     """
-    matrix = problem if isinstance(problem, jax.Array | LowRank) else problem.surrogate()
+    surrogate_of = getattr(problem, "surrogate", None)
+    matrix = problem if surrogate_of is None else surrogate_of()
     if rank is None:
+        matrix = as_matrix("surrogate", matrix)
         rank = min(2 * estimate_rank(matrix), *matrix.shape)
     return spectral(matrix, rank=rank, depth=depth, scale=scale)
 
@@ -84,6 +78,9 @@ def estimate_rank(
     ValueError
         If both rules are given, or `energy` is not in `(0, 1]`.
     """
+    if rtol is not None and not 0 <= rtol < 1:
+        raise ValueError(f"rtol={rtol}, expected a relative tolerance in [0, 1)")
+    matrix = as_matrix("matrix", matrix)
     with jax.ensure_compile_time_eval():  # so that it works on concrete values under `jit`, too
         sigma = np.asarray(svd(matrix).singular_values)
     if energy is None:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lowdim_jax._tracing import is_traced
-from lowdim_jax.linalg import LowRank, check_finite, frobenius_norm, low_rank, svd
-from lowdim_jax.networks import end_to_end, end_to_end_factors, widths
+from lowdim_jax.linalg import LowRank, as_matrix, frobenius_norm, low_rank, svd
+from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
 from lowdim_jax.theory import edge_of_stability
 
 
@@ -61,42 +61,18 @@ def factorization(target, /) -> Factorization:
     """
     if isinstance(target, tuple) and len(target) == 3:
         target = low_rank(*target)
-    if isinstance(target, LowRank):
-        for name in ("left", "singular_values", "right"):
-            check_finite(f"target's {name}", getattr(target, name))
-    else:
-        target = _real_matrix(target)
+    target = as_matrix("target", target)
     norm = frobenius_norm(target)
     if not is_traced(norm) and norm == 0:
         raise ValueError("target is zero: there is no component to learn")
     return Factorization(target)
 
 
-def _real_matrix(target) -> jax.Array:
-    try:
-        target = jnp.asarray(target)
-    except ValueError as error:
-        raise ValueError(f"target is not an array: {error}") from error
-    if jnp.iscomplexobj(target):
-        raise ValueError(f"target has entries of type {target.dtype}, expected real numbers")
-    if not jnp.issubdtype(target.dtype, jnp.floating):
-        target = target.astype(jnp.zeros(()).dtype)
-    if target.ndim != 2 or target.size == 0:
-        raise ValueError(f"target has shape {target.shape}, expected a non-empty matrix")
-    check_finite("target", target)
-    return target
-
-
 def _squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array]) -> jax.Array:
-    d_in, *hidden, d_out = widths(weights)
-    if (d_out, d_in) != target.shape:
-        raise ValueError(
-            f"the network maps {d_in} inputs to {d_out} outputs, "
-            f"but the target has shape {target.shape}"
-        )
+    check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
         return jnp.sum((end_to_end(weights) - target) ** 2)
-    if not hidden:
+    if len(weights) == 1:
         return jnp.sum((weights[0] - target.dense()) ** 2)
     # Split W = A B along the target's singular spaces. The three parts are orthogonal, and each is
     # a difference of small things: expanding ‖W‖² − 2⟨W, Φ⟩ + ‖Φ‖² would lose half the digits.

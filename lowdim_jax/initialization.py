@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax._tracing import is_traced
-from lowdim_jax.linalg import LowRank, extend_orthonormal, svd
+from lowdim_jax.linalg import LowRank, as_matrix, extend_orthonormal, svd
 from lowdim_jax.networks import Weights, compressed_widths
 
 
@@ -90,6 +90,7 @@ def spectral(
     ValueError
         If `rank`, `depth` or `scale` is out of range.
     """
+    surrogate = as_matrix("surrogate", surrogate)
     d_out, d_in = surrogate.shape
     compressed_widths(d_out, d_in, depth=depth, rank=rank)
     parts = svd(surrogate)
@@ -108,6 +109,10 @@ def from_singular_vectors(
     """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` from given orthonormal columns `Û, V̂`."""
     check_scale(scale)
     rank = left.shape[1]
+    if right.shape[1] != rank:
+        raise ValueError(
+            f"left and right have shapes {left.shape} and {right.shape}, expected as many columns in both"
+        )
     compressed_widths(len(left), len(right), depth=depth, rank=rank)
     scale = jnp.asarray(scale, left.dtype)
     middle = (scale * jnp.eye(rank, dtype=left.dtype),) * (depth - 2)

@@ -132,6 +132,32 @@ def extend_orthonormal(
     return jnp.concatenate([basis, new], axis=1)
 
 
+def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
+    """A matrix a caller gave, as an array of floats, or the `LowRank` it is.
+
+    Raises
+    ------
+    ValueError
+        If it is no non-empty matrix of real numbers, or (where concrete) not finite.
+    """
+    if isinstance(matrix, LowRank):
+        for part in ("left", "singular_values", "right"):
+            check_finite(f"{name}'s {part}", getattr(matrix, part))
+        return matrix
+    try:
+        matrix = jnp.asarray(matrix)
+    except ValueError as error:
+        raise ValueError(f"{name} is not an array: {error}") from error
+    if jnp.iscomplexobj(matrix):
+        raise ValueError(f"{name} has entries of type {matrix.dtype}, expected real numbers")
+    if not jnp.issubdtype(matrix.dtype, jnp.floating):
+        matrix = matrix.astype(jnp.zeros(()).dtype)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ValueError(f"{name} has shape {matrix.shape}, expected a non-empty matrix")
+    check_finite(name, matrix)
+    return matrix
+
+
 def check_finite(name: str, array: jax.Array, /) -> None:
     """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
     if is_traced(array):

@@ -44,6 +44,15 @@ def widths(weights: Sequence[jax.Array], /) -> tuple[int, ...]:
     return (weights[0].shape[1], *(weight.shape[0] for weight in weights))
 
 
+def check_fits(weights: Sequence[jax.Array], shape: tuple[int, ...], /) -> None:
+    """Raise `ValueError` unless the end-to-end matrix has the shape of the target."""
+    d_in, *_, d_out = widths(weights)
+    if (d_out, d_in) != tuple(shape):
+        raise ValueError(
+            f"the network maps {d_in} inputs to {d_out} outputs, but the target has shape {tuple(shape)}"
+        )
+
+
 def end_to_end(weights: Sequence[jax.Array], /) -> Float[Array, "d_L d_0"]:
     """End-to-end matrix `W = W_L ⋯ W_1`, multiplied in the cheapest order for its shapes.
 
@@ -127,6 +136,8 @@ def full_widths(d_out: int, d_in: int, /, *, depth: int, hidden: int | None = No
     """Widths of the original network: every hidden layer `min(d_out, d_in)` wide by default."""
     check_depth(depth)
     hidden = min(d_out, d_in) if hidden is None else hidden
+    if hidden < 1:
+        raise ValueError(f"hidden={hidden}, expected a positive width")
     return (d_in, *(hidden,) * (depth - 1), d_out)
 
 

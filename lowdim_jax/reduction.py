@@ -24,9 +24,10 @@ from jaxtyping import Array, Float
 from lowdim_jax._tracing import is_traced
 from lowdim_jax.compression import estimate_rank
 from lowdim_jax.descent import gradient_descent
+from lowdim_jax.factorization import factorization
 from lowdim_jax.initialization import check_scale
-from lowdim_jax.linalg import LowRank, frobenius_norm, svd
-from lowdim_jax.networks import Weights, check_depth, end_to_end, widths
+from lowdim_jax.linalg import LowRank, check_finite, frobenius_norm, svd
+from lowdim_jax.networks import Weights, check_depth, check_fits, end_to_end, widths
 from lowdim_jax.optimizers import SGD
 from lowdim_jax.targets import random_target
 from lowdim_jax.trajectory import Trajectory
@@ -176,11 +177,8 @@ def reduce(
     """
     spaces = widths(weights)
     _narrowest(spaces)
-    if (spaces[-1], spaces[0]) != target.shape:
-        raise ValueError(
-            f"the network maps {spaces[0]} inputs to {spaces[-1]} outputs, "
-            f"but the target has shape {target.shape}"
-        )
+    target = factorization(target).target
+    check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
         target = svd(target).truncate(estimate_rank(target))
     frames, scales = zip(
@@ -286,8 +284,11 @@ def _narrowest(spaces: Sequence[int]) -> int:
 
 def _frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax.Array]:
     """Split a layer into a semi-orthogonal matrix and its scale."""
+    check_finite(f"layer {number}", weight)
     u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
     scale = jnp.mean(s)
+    if not is_traced(scale) and scale == 0:
+        raise ValueError(f"layer {number} is zero: it has no orthogonal factor")
     if strict and not is_traced(scale):
         low, high = float(s[-1]), float(s[0])
         if high - low > 1e3 * float(jnp.finfo(s.dtype).eps) * high:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lowdim_jax.linalg import LowRank, svd, thin_svd
-from lowdim_jax.networks import end_to_end, end_to_end_factors, widths
+from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors, widths
 
 
 class Alignment(NamedTuple):
@@ -52,6 +52,7 @@ def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
     Components are matched by order, so this is meaningless where singular values coincide, as they
     do at an orthogonal initialization (docs/theory.md 6).
     """
+    check_fits(weights, target.shape)
     parts = network_svd(weights).truncate(len(target.singular_values))
     return Alignment(
         parts.singular_values,
@@ -66,6 +67,7 @@ def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"
     Unlike singular values these are accurate in float32 long before a component has risen above the
     rounding of the largest one (docs/theory.md 6), and they need no matching.
     """
+    check_fits(weights, target.shape)
     if len(weights) == 1:
         return jnp.einsum("ir,ij,jr->r", target.left, weights[0], target.right)
     a, b = end_to_end_factors(weights)
@@ -133,6 +135,8 @@ def subspace_angles(a: Float[Array, "d k"], b: Float[Array, "d m"], /) -> Float[
     (Björck and Golub 1973; Knyazev and Argentati 2002). Returns `min(k, m)` angles; both matrices
     must have full column rank.
     """
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"a and b have shapes {a.shape} and {b.shape}, expected as many rows in both")
     if a.shape[1] < b.shape[1]:
         a, b = b, a
     q_a, _ = jnp.linalg.qr(a)

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lowdim_jax.linalg import LowRank, svd
+from lowdim_jax._tracing import is_traced
+from lowdim_jax.linalg import LowRank, check_finite, svd
 
 
 def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> LowRank:
@@ -32,6 +34,11 @@ def random_target(
     `O((d_out + d_in) r²)`: never forms the matrix.
     """
     d_out, d_in = shape
+    if jnp.ndim(singular_values) != 1 or jnp.size(singular_values) == 0:
+        raise ValueError(f"singular_values has shape {jnp.shape(singular_values)}, expected (r,), r ≥ 1")
+    check_finite("singular_values", singular_values)
+    if not is_traced(singular_values) and np.any(np.asarray(singular_values) < 0):
+        raise ValueError(f"singular_values is {singular_values}, expected non-negative numbers")
     r = len(singular_values)
     if r > min(shape):
         raise ValueError(f"{r} singular values do not fit a {d_out}×{d_in} matrix")
