@@ -78,8 +78,8 @@ def estimate_rank(
     ValueError
         If both rules are given, or `energy` is not in `(0, 1]`.
     """
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ValueError(f"rtol={rtol}, expected a relative tolerance in [0, 1)")
+    if rtol is not None and not rtol >= 0:
+        raise ValueError(f"rtol={rtol}, expected a non-negative relative tolerance")
     matrix = as_matrix("matrix", matrix)
     with jax.ensure_compile_time_eval():  # so that it works on concrete values under `jit`, too
         sigma = np.asarray(svd(matrix).singular_values)
