@@ -1,6 +1,7 @@
 """What several checks train: compressed and original networks, one run a seed, in one program."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,39 @@ def per_seed(function: Callable, setting: Setting):
     """
     run = jax.jit(lambda inputs: jax.lax.map(lambda seed: function(*seed), inputs))
     return run((setting.targets, setting.keys))
+
+
+@jax.jit
+def modes_under_flow(targets: ld.LowRank, weights, times, alpha, rtol) -> jax.Array:
+    """`u*_iᵀ W v*_i` of every seed at `times`, `(seeds, times, r)`.
+
+    Compiled once a depth: claims, controls and checks that differ in numbers only share it.
+    """
+
+    def follow(seed):
+        target, weights = seed
+        loss = ld.factorization(target).loss
+        run = ld.gradient_flow(
+            loss, weights, times, alpha=alpha, rtol=rtol, observe=observe_modes(target)
+        )
+        return run.observed
+
+    return jax.lax.map(follow, (targets, weights))
+
+
+@partial(jax.jit, static_argnames="steps")
+def errors_under_descent(targets: ld.LowRank, weights, rate, *, steps: int) -> jax.Array:
+    """Relative recovery error of every seed at every step, `(seeds, steps + 1)`; dense targets."""
+
+    def follow(seed):
+        target, weights = seed
+        problem = ld.factorization(target.dense())
+        run = ld.gradient_descent(
+            problem.loss, weights, ld.SGD(rate), steps=steps, observe=problem.recovery_error
+        )
+        return run.observed
+
+    return jax.lax.map(follow, (targets, weights))
 
 
 def compressed(

@@ -1,5 +1,7 @@
 """Statements 1.2 to 1.5 of docs/theory.md: what compression costs, how it starts, what it gains."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,14 @@ import numpy as np
 import lowdim_jax as ld
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.setting import Setting
-from theory_checks.training import compressed, edge, original, per_seed, steps_to_fit
+from theory_checks.training import (
+    compressed,
+    edge,
+    errors_under_descent,
+    original,
+    per_seed,
+    steps_to_fit,
+)
 
 CASES = ((2, 0.01), (2, 0.5), (3, 0.03), (3, 0.5), (4, 0.3), (4, 1.0))
 """Depths and initialization scales at which dominance is tested."""
@@ -92,21 +101,12 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
         steps = -(-steps // 100) * 100
         longest = max(longest, steps)
 
-        def recover(problem, weights, rate=rate, steps=steps):
-            run = ld.gradient_descent(
-                problem.loss, weights, ld.SGD(rate), steps=steps, observe=problem.recovery_error
-            )
-            return run.observed
-
-        def both(target, key, depth=depth, scale=scale, recover=recover):
-            problem = ld.factorization(target.dense())
-            small = compressed(
-                target, key, depth=depth, scale=scale, rank=setting.compressed_rank, start=start
-            )
-            full = original(target, key, depth=depth, scale=scale)
-            return recover(problem, small), recover(problem, full)
-
-        small, full = (np.asarray(part) for part in per_seed(both, setting))
+        common = {"depth": depth, "scale": scale}
+        narrow = partial(compressed, rank=setting.compressed_rank, start=start, **common)
+        small, full = (
+            np.asarray(errors_under_descent(setting.targets, per_seed(make, setting), rate, steps=steps))
+            for make in (narrow, partial(original, **common))
+        )
         errors.append(np.max(small - full, axis=1))
         if scale < 0.5:
             every = max(1, steps // 300)

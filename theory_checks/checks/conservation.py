@@ -1,5 +1,7 @@
 """Section 4 of docs/theory.md: what the flow conserves, and how descent departs from it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,21 @@ def _drift(start, rates, weights):
     return jnp.stack([jnp.linalg.norm(now - then) for now, then in pairs])
 
 
+@jax.jit
+def _drifts(targets, weights, times, alpha, rates, rtol):
+    """`_drift` of every seed under flow, `(seeds, times, L − 1)`."""
+
+    def follow(seed):
+        target, weights = seed
+        run = ld.gradient_flow(
+            ld.factorization(target.dense()).loss, weights, times, alpha=alpha, rtol=rtol,
+            observe=Partial(_drift, _balances(weights, rates), rates),
+        )
+        return run.observed
+
+    return jax.lax.map(follow, (targets, weights))
+
+
 @check(
     "balancedness",
     claim="Gradient flow conserves W_{l+1}ᵀW_{l+1}/α_{l+1} − W_l W_lᵀ/α_l for every pair of layers.",
@@ -51,19 +68,13 @@ def balancedness(
         assumed = alpha if assumed_alpha is None else assumed_alpha
         rates = (assumed, *(1.0,) * (depth - 2), assumed)
 
-        def drift(target, key, depth=depth, alpha=alpha, times=times, rates=rates):
-            # Gaussian layers: balance is conserved whatever its value, not only where it is zero.
-            weights = original(target, key, depth=depth, scale=SCALE, init="gaussian")
-            start = _balances(weights, rates)
-            run = ld.gradient_flow(
-                ld.factorization(target.dense()).loss, weights, times, alpha=alpha,
-                rtol=_rtol(setting),
-                observe=Partial(_drift, start, rates),
-            )
-            size = target.singular_values[0] ** (2 / depth)
-            return run.observed / size
-
-        measured = np.asarray(per_seed(drift, setting))
+        # Gaussian layers: balance is conserved whatever its value, not only where it is zero.
+        weights = per_seed(
+            partial(original, depth=depth, scale=SCALE, init="gaussian"), setting
+        )
+        drifts = _drifts(setting.targets, weights, times, alpha, rates, _rtol(setting))
+        size = setting.targets.singular_values[:, :1, None] ** (2 / depth)
+        measured = np.asarray(drifts / size)
         errors.append(np.max(measured, axis=(1, 2)))
         curves.append(
             Curve(f"drift of balance, L = {depth}, α = {alpha:g}", np.asarray(times),

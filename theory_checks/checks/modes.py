@@ -15,6 +15,7 @@ from theory_checks.training import (
     edge,
     keep,
     last_fit,
+    modes_under_flow,
     observe_modes,
     per_seed,
     steps_to_fit,
@@ -118,23 +119,17 @@ def mode_trajectories(
         end = 1.1 * last_fit(setting, depth=depth, scale=scale)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
 
-        def follow(target, key, depth=depth, scale=scale, times=times):
+        def start_at(target, key, depth=depth, scale=scale):
             if depth == 1:
                 parts = compressed(target, key, depth=2, scale=1.0, rank=target.singular_values.size,
                                    start=start)
-                weights = (scale * first_layer * parts[1] @ parts[0],)
-            else:
-                weights = compressed(target, key, depth=depth, scale=scale,
-                                     rank=setting.compressed_rank, start=start)
-                weights = (first_layer * weights[0], *weights[1:])
-            problem = ld.factorization(target)
-            run = ld.gradient_flow(
-                problem.loss, weights, times, rtol=_rtol(setting),
-                observe=observe_modes(target),
-            )
-            return run.observed
+                return (scale * first_layer * parts[1] @ parts[0],)
+            weights = compressed(target, key, depth=depth, scale=scale,
+                                 rank=setting.compressed_rank, start=start)
+            return (first_layer * weights[0], *weights[1:])
 
-        measured = per_seed(follow, setting)
+        weights = per_seed(start_at, setting)
+        measured = modes_under_flow(setting.targets, weights, times, 1.0, _rtol(setting))
         sigma = setting.targets.singular_values[:, None, :]
         predicted = theory.mode_trajectory(times[None, :, None], sigma, depth=depth, scale=scale)
         errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
@@ -225,15 +220,10 @@ def discrepant_modes(
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
         trained = alpha if trained_alpha is None else trained_alpha
 
-        def follow(target, key, depth=depth, scale=scale, times=times, trained=trained):
-            weights = compressed(target, key, depth=depth, scale=scale, rank=setting.compressed_rank)
-            run = ld.gradient_flow(
-                ld.factorization(target).loss, weights, times, alpha=trained, rtol=_rtol(setting),
-                observe=observe_modes(target),
-            )
-            return run.observed
-
-        measured = per_seed(follow, setting)
+        weights = per_seed(
+            partial(compressed, depth=depth, scale=scale, rank=setting.compressed_rank), setting
+        )
+        measured = modes_under_flow(setting.targets, weights, times, trained, _rtol(setting))
         sigma = setting.targets.singular_values[:, None, :]
         predicted = theory.mode_trajectory(
             times[None, :, None], sigma, depth=depth, scale=scale, alpha=alpha
