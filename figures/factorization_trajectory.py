@@ -69,18 +69,7 @@ def compute(settings):
     }
     arrays = {}
     for name, weights in starts.items():
-        trajectory, seconds = networks.timed(
-            lambda weights=weights: ld.gradient_descent(
-                problem.loss,
-                weights,
-                ld.SGD(rate),
-                steps=settings["steps"],
-                record_every=settings["record_every"],
-                observe=problem.recovery_error,
-                throw=True,
-            ),
-            repeats=settings["repeats"],
-        )
+        trajectory, seconds = networks.timed_descent(problem, weights, settings)
         arrays["iteration"] = np.asarray(trajectory.t)
         arrays[name] = np.asarray(trajectory.observed)
         arrays[f"{name}_seconds"] = np.array(seconds / settings["steps"])

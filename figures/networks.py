@@ -21,6 +21,22 @@ def original(settings: Mapping[str, Any]) -> ld.Weights:
     return ld.orthogonal(key, shape, scale=settings["epsilon"])
 
 
+def timed_descent(problem, weights, settings: Mapping[str, Any]) -> tuple[ld.Trajectory, float]:
+    """Recovery error along gradient descent at a figure's settings, and its wall time in seconds."""
+    return timed(
+        lambda: ld.gradient_descent(
+            problem.loss,
+            weights,
+            ld.SGD(settings["learning_rate"]),
+            steps=settings["steps"],
+            record_every=settings["record_every"],
+            observe=problem.recovery_error,
+            throw=True,
+        ),
+        repeats=settings["repeats"],
+    )
+
+
 def timed(run: Callable[[], ld.Trajectory], *, repeats: int) -> tuple[ld.Trajectory, float]:
     """What a run returns, and its wall time in seconds.
 

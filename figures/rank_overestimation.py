@@ -51,25 +51,10 @@ def compute(settings):
     problem = ld.factorization(target.dense())
     depth, scale, rate = settings["depth"], settings["epsilon"], settings["learning_rate"]
 
-    def train(weights):
-        return networks.timed(
-            lambda: ld.gradient_descent(
-                problem.loss,
-                weights,
-                ld.SGD(rate),
-                steps=settings["steps"],
-                record_every=settings["record_every"],
-                observe=problem.recovery_error,
-                throw=True,
-            ),
-            repeats=settings["repeats"],
-        )
-
     errors, seconds, predicted = [], [], []
     for rank in settings["ranks"]:
-        trajectory, duration = train(
-            ld.compress(problem, depth=depth, rank=rank, scale=scale)
-        )
+        weights = ld.compress(problem, depth=depth, rank=rank, scale=scale)
+        trajectory, duration = networks.timed_descent(problem, weights, settings)
         errors.append(trajectory.observed)
         seconds.append(duration / settings["steps"])
         values = jnp.pad(target.singular_values, (0, max(0, rank - settings["r"])))
@@ -78,7 +63,7 @@ def compute(settings):
         )
         missed = jnp.concatenate([values[:rank] - learned, values[rank:]])
         predicted.append(jnp.linalg.norm(missed) / jnp.linalg.norm(values))
-    _, full = train(networks.original(settings))
+    _, full = networks.timed_descent(problem, networks.original(settings), settings)
     return {
         "iteration": np.asarray(trajectory.t),
         "errors": np.stack([np.asarray(error) for error in errors], axis=1),

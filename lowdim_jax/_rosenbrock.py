@@ -1,11 +1,12 @@
 """A matrix-free linearly implicit integrator for gradient flows, as a diffrax solver.
 
 Why not one of diffrax's own implicit solvers: on the long plateaus of deep networks their Newton
-iterations stall (measured in docs/theory.md 2.6: at depth 4 and `ε = 10⁻³` they use up 100,000 steps with
-the default tolerances, at depth 6 with any). A Rosenbrock method has no Newton iteration: each stage is
-one linear solve with `I + γ h H`, `H` the Hessian of the loss. That matrix is self-adjoint, and positive
-definite whenever the step resolves the growth of the unstable directions, so that conjugate gradients
-solve it from Hessian-vector products alone, and negative curvature tells that the step is too long.
+iterations stall. Measured with diffrax 0.7 on compressed networks at `ε = 10⁻³`, Kvaerno5 uses up 100,000
+steps at depth 4 with the default tolerances, and at depth 6 with any that we tried. A Rosenbrock method has
+no Newton iteration: each stage is one linear solve with `I + γ h H`, `H` the Hessian of the loss. That matrix
+is self-adjoint, and positive definite whenever the step resolves the growth of the unstable directions, so
+that conjugate gradients solve it from Hessian-vector products alone, and negative curvature tells that the
+step is too long.
 """
 
 from collections.abc import Callable

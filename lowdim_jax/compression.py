@@ -42,7 +42,8 @@ def compress(
     surrogate_of = getattr(problem, "surrogate", None)
     matrix = problem if surrogate_of is None else surrogate_of()
     if rank is None:
-        matrix = as_matrix("surrogate", matrix)
+        with jax.ensure_compile_time_eval():
+            matrix = svd(as_matrix("surrogate", matrix))  # one decomposition for rank and vectors
         rank = min(2 * estimate_rank(matrix), *matrix.shape)
     return spectral(matrix, rank=rank, depth=depth, scale=scale)
 

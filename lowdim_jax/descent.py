@@ -11,7 +11,7 @@ import optax
 
 from lowdim_jax._tracing import is_traced
 from lowdim_jax.optimizers import SGD
-from lowdim_jax.trajectory import Status, Trajectory, trim
+from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
 
 class DescentState(NamedTuple):
@@ -139,10 +139,10 @@ def _start(loss, optimizer, observe, weights, *, records: int):
         jnp.zeros((), jnp.int32), weights, optimizer.init(weights), value, gradient
     )
     shapes = jax.eval_shape(lambda: _row(observe, state))
-    blank = jax.tree.map(
-        lambda leaf: jnp.full((records, *leaf.shape), _blank(leaf.dtype), leaf.dtype), shapes
+    empty = jax.tree.map(
+        lambda leaf: jnp.full((records, *leaf.shape), blank(leaf.dtype)), shapes
     )
-    return state, _record(observe, state, _History(jnp.zeros((), jnp.int32), *blank))
+    return state, _record(observe, state, _History(jnp.zeros((), jnp.int32), *empty))
 
 
 @jax.jit
@@ -183,10 +183,6 @@ def _record(observe, state: DescentState, history: _History) -> _History:
     rows = _row(observe, state)
     columns = jax.tree.map(lambda column, row: column.at[count].set(row), tuple(columns), rows)
     return _History(count + 1, *columns)
-
-
-def _blank(dtype):
-    return jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
 def as_pytree(function: Callable) -> Callable:

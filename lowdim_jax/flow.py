@@ -16,7 +16,7 @@ from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
 from lowdim_jax._tracing import is_traced
 from lowdim_jax.descent import as_pytree
 from lowdim_jax.networks import roles
-from lowdim_jax.trajectory import Status, Trajectory, trim
+from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
 EXPLICIT_BUDGET = 20_000
 """Predicted explicit steps up to which `solver="auto"` is explicit."""
@@ -213,8 +213,7 @@ def _entry_size(layer: jax.Array) -> jax.Array:
 
 def _blank_where_unrecorded(leaf: jax.Array, recorded: jax.Array) -> jax.Array:
     mask = recorded.reshape(-1, *(1,) * (leaf.ndim - 1))
-    blank = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
-    return jnp.where(mask, leaf, jnp.asarray(blank, leaf.dtype))
+    return jnp.where(mask, leaf, blank(leaf.dtype))
 
 
 def _check_times(times) -> None:

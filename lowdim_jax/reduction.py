@@ -74,7 +74,7 @@ class ReducedFactorization:
         of the `n` entries of the full network: the other `n − 1` count for the value only.
         """
         core = jnp.sum((end_to_end(cores(layers)) - self.target.dense()) ** 2) / 2
-        bulk = jnp.prod(jnp.stack([layer.bulk for layer in layers])) ** 2 / 2
+        bulk = _end_to_end_bulk(layers) ** 2 / 2
         if self.bulk_count == 0:
             return core
         return core + bulk + (self.bulk_count - 1) * jax.lax.stop_gradient(bulk)
@@ -112,32 +112,41 @@ class Reduction:
         The bulk has `problem.bulk_count` directions, orthogonal to the core's on both sides.
         """
         core = svd(end_to_end(cores(layers)))
-        bulk = jnp.prod(jnp.stack([layer.bulk for layer in layers]))
-        return LowRank(
-            self.bases[-1] @ core.left, core.singular_values, self.bases[0] @ core.right
-        ), bulk
+        left, right = self.bases[-1] @ core.left, self.bases[0] @ core.right
+        return LowRank(left, core.singular_values, right), _end_to_end_bulk(layers)
 
     def lift(self, layers: Sequence[ReducedLayer], /) -> Weights:
         """Weights of the full network: forms every `d_l × d_{l−1}` matrix."""
+        if self.frames is None:
+            return tuple(map(_lift_between, layers, self.bases, self.bases[1:]))
+        embeddings = _embeddings(self.frames)
+        narrow = self.bases[_narrowest(widths(self.frames))]
+        outside = jnp.eye(len(narrow), dtype=narrow.dtype) - narrow @ narrow.T
         return tuple(
-            self.lift_layer(layer, number) for number, layer in enumerate(layers, start=1)
+            _lift_between(
+                layer,
+                self.bases[number],
+                self.bases[number + 1],
+                self.frames[number],
+                embeddings[number + 1] @ outside @ embeddings[number].T,
+            )
+            for number, layer in enumerate(layers)
         )
 
-    def lift_layer(self, layer: ReducedLayer, number: int, /) -> Float[Array, "d_out d_in"]:
-        """Weights of layer `number` (from 1) of the full network."""
-        before, after = self.bases[number - 1], self.bases[number]
-        if self.frames is None:
-            frame = jnp.eye(len(after), dtype=after.dtype)
-            live = frame - after @ before.T
-        else:
-            frame = self.frames[number - 1]
-            embeddings = _embeddings(self.frames)
-            narrow = self.bases[_narrowest(widths(self.frames))]
-            outside = jnp.eye(len(narrow), dtype=narrow.dtype) - narrow @ narrow.T
-            live = embeddings[number] @ outside @ embeddings[number - 1].T
-        start = jnp.eye(*layer.core.shape, dtype=frame.dtype)
-        idle = frame - after @ start @ before.T - live
-        return after @ layer.core @ before.T + layer.bulk * live + layer.idle * idle
+
+def _lift_between(layer: ReducedLayer, before, after, frame=None, live=None) -> jax.Array:
+    """Weights of a full layer: core, live bulk and idle bulk, in the bases before and after it."""
+    if frame is None or live is None:  # the identity, whose bulk is live throughout
+        frame = jnp.eye(len(after), dtype=after.dtype)
+        live = frame - after @ before.T
+    start = jnp.eye(*layer.core.shape, dtype=frame.dtype)
+    idle = frame - after @ start @ before.T - live
+    return after @ layer.core @ before.T + layer.bulk * live + layer.idle * idle
+
+
+def _end_to_end_bulk(layers: Sequence[ReducedLayer]) -> Float[Array, ""]:
+    """`Π_l ρ_l`."""
+    return jnp.prod(jnp.stack([layer.bulk for layer in layers]))
 
 
 def cores(layers: Sequence[ReducedLayer], /) -> Weights:

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lowdim_jax._tracing import is_traced
@@ -87,6 +88,11 @@ class Trajectory:
         if not self.ok:
             raise RuntimeError(self.message)
         return self
+
+
+def blank(dtype):
+    """What fills the rows of a history that hold no record."""
+    return jnp.asarray(jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
 
 
 def trim(trajectory: Trajectory) -> Trajectory:

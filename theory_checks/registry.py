@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from theory_checks.setting import Setting
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -150,6 +148,3 @@ def select(patterns: list[str]) -> tuple[Check, ...]:
         for check in checks
         if not patterns or any(fnmatchcase(check.name, pattern) for pattern in patterns)
     )
-
-
-__all__ = ["Check", "Curve", "Evidence", "Setting", "all_checks", "check", "select"]

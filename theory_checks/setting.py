@@ -55,10 +55,7 @@ class Setting:
             return jax.tree.map(
                 lambda leaf: jnp.broadcast_to(leaf, (self.seeds, *leaf.shape)), self.target
             )
-        return self.synthetic(*SIZES[self.size])
-
-    def synthetic(self, d: int, rank: int) -> LowRank:
-        """Stacked synthetic targets of the paper's kind, whatever `--target` says."""
+        d, rank = SIZES[self.size]
         make = jax.vmap(lambda key: separated_target(key, d, rank, dtype=self.dtype))
         return jax.jit(make)(self.keys)
 
@@ -77,8 +74,12 @@ class Setting:
         """`r̂ = 2r`, the paper's choice, where the matrix is large enough."""
         return min(2 * self.rank, *self.shape)
 
+    def solver_tolerance(self, wanted: float) -> float:
+        """Error per step to ask of the ODE solver: `wanted`, or what the precision can resolve."""
+        return max(wanted, 20 * self.eps)
+
     def rounding(self, steps: int) -> float:
-        """Error that rounding may build up over `steps` steps: `32 ε_mach √steps · √(steps)`.
+        """Error that rounding may build up over `steps` steps: `32 ε_mach` times their number.
 
         Each step commits a relative error of the rounding unit; the escape from a small
         initialization amplifies early errors by at most the number of steps it takes.

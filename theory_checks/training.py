@@ -120,10 +120,3 @@ def last_fit(setting: Setting, *, depth: int, scale, alpha=1.0, tolerance=FITTED
 def steps_to_fit(setting: Setting, rate: float, *, depth: int, scale, alpha=1.0, slack=1.1) -> int:
     """Steps of learning rate `rate` in which every component of every seed is fitted."""
     return int(np.ceil(slack * last_fit(setting, depth=depth, scale=scale, alpha=alpha) / rate))
-
-
-def worst(values, axes=None) -> np.ndarray:
-    """Largest value a seed (over all axes but the first), as NumPy."""
-    values = np.asarray(values, float)
-    axes = tuple(range(1, values.ndim)) if axes is None else axes
-    return np.max(values, axis=axes)

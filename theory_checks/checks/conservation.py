@@ -17,7 +17,7 @@ SCALE = 0.3
 
 
 def _rtol(setting: Setting) -> float:
-    return max(1e-9, 20 * setting.eps)
+    return setting.solver_tolerance(1e-9)
 
 
 def _balances(weights, rates):
@@ -120,9 +120,9 @@ def balance_drift(setting: Setting, /, *, momentum=None) -> Evidence:
         measured = squares[..., :, None] - squares[..., None, :]
         predicted = theory.balance_step(x[:-1], target.singular_values[None], learning_rate=rate)
         size = target.singular_values[0] ** (2 / depth)
-        return jnp.max(jnp.abs(measured[1:] - predicted)) / size, measured[:, 0, 0, 1:], x
+        return jnp.max(jnp.abs(measured[1:] - predicted)) / size, measured[:, 0, 0, 1:]
 
-    errors, measured, _ = (np.asarray(part) for part in per_seed(train, setting))
+    errors, measured = (np.asarray(part) for part in per_seed(train, setting))
     start = np.broadcast_to(measured[0, :1], measured[0].shape)
     return Evidence(
         errors=errors,

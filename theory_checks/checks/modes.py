@@ -55,7 +55,7 @@ def scalar_map(
         curves.append(
             Curve(
                 f"L = {depth}",
-                np.asarray(_record_steps(steps, every)),
+                np.arange(0, steps + 1, every),
                 np.asarray(predicted[0]),
                 np.asarray(measured[0]),
                 xlabel="step",
@@ -72,10 +72,6 @@ def scalar_map(
         measured={"difference": float(jnp.max(errors))},
         curves=tuple(curves),
     )
-
-
-def _record_steps(steps: int, every: int) -> jax.Array:
-    return jnp.arange(steps // every + 1) * every
 
 
 def _against_map(target, key, *, depth, rate, steps, every, rank, start, extra_depth):
@@ -128,30 +124,45 @@ def mode_trajectories(
                                  rank=setting.compressed_rank, start=start)
             return (first_layer * weights[0], *weights[1:])
 
-        weights = per_seed(start_at, setting)
-        measured = modes_under_flow(setting.targets, weights, times, 1.0, _rtol(setting))
-        sigma = setting.targets.singular_values[:, None, :]
-        predicted = theory.mode_trajectory(times[None, :, None], sigma, depth=depth, scale=scale)
-        errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
-        curves.append(
-            Curve(f"L = {depth}", np.asarray(times), np.asarray(predicted[0]),
-                  np.asarray(measured[0]), ylabel="singular value")
+        error, curve = _against_mode_law(
+            setting, per_seed(start_at, setting), times, depth=depth, scale=scale
         )
+        errors.append(error)
+        curves.append(curve)
+    return _mode_evidence(setting, errors, curves)
+
+
+def _against_mode_law(setting: Setting, weights, times, *, depth, scale, alpha=1.0, trained=None):
+    """Worst distance of trained singular values from the mode law, one a seed, and a curve of both.
+
+    `trained` is the outer learning rate of the training, `alpha` itself unless a control says otherwise.
+    """
+    rate = alpha if trained is None else trained
+    measured = modes_under_flow(
+        setting.targets, weights, times, rate, setting.solver_tolerance(RTOL)
+    )
+    sigma = setting.targets.singular_values[:, None, :]
+    predicted = theory.mode_trajectory(
+        times[None, :, None], sigma, depth=depth, scale=scale, alpha=alpha
+    )
+    title = f"L = {depth}" if alpha == 1 else f"L = {depth}, α = {alpha:g}"
+    curve = Curve(title, np.asarray(times), np.asarray(predicted[0]), np.asarray(measured[0]),
+                  ylabel="singular value")
+    return jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)), curve
+
+
+def _mode_evidence(setting: Setting, errors, curves) -> Evidence:
     errors = np.max(np.asarray(jnp.stack(errors)), axis=0)
+    rtol = setting.solver_tolerance(RTOL)
     return Evidence(
         errors=errors,
-        tolerance=1e3 * _rtol(setting),
-        reason=f"ODE solver's error per step {_rtol(setting):.0g}, amplified on the steep rises",
+        tolerance=1e3 * rtol,
+        reason=f"ODE solver's error per step {rtol:.0g}, amplified on the steep rises",
         quantity="largest |u*ᵀ W v* − σ(t)| / σ*_1 over all times, components and depths",
         predicted={"difference": 0},
         measured={"difference": float(np.max(errors))},
         curves=tuple(curves),
     )
-
-
-def _rtol(setting: Setting) -> float:
-    """Tolerance of the ODE solver: what the precision can resolve."""
-    return max(RTOL, 20 * setting.eps)
 
 
 @check(
@@ -218,28 +229,12 @@ def discrepant_modes(
         scale = SCALE if depth == 3 else 3 * SCALE
         end = 1.1 * last_fit(setting, depth=depth, scale=scale, alpha=alpha)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
-        trained = alpha if trained_alpha is None else trained_alpha
-
         weights = per_seed(
             partial(compressed, depth=depth, scale=scale, rank=setting.compressed_rank), setting
         )
-        measured = modes_under_flow(setting.targets, weights, times, trained, _rtol(setting))
-        sigma = setting.targets.singular_values[:, None, :]
-        predicted = theory.mode_trajectory(
-            times[None, :, None], sigma, depth=depth, scale=scale, alpha=alpha
+        error, curve = _against_mode_law(
+            setting, weights, times, depth=depth, scale=scale, alpha=alpha, trained=trained_alpha
         )
-        errors.append(jnp.max(jnp.abs(measured - predicted) / sigma[..., :1], axis=(1, 2)))
-        curves.append(
-            Curve(f"L = {depth}, α = {alpha:g}", np.asarray(times), np.asarray(predicted[0]),
-                  np.asarray(measured[0]), ylabel="singular value")
-        )
-    errors = np.max(np.asarray(jnp.stack(errors)), axis=0)
-    return Evidence(
-        errors=errors,
-        tolerance=1e3 * _rtol(setting),
-        reason=f"ODE solver's error per step {_rtol(setting):.0g}, amplified on the steep rises",
-        quantity="largest |u*ᵀ W v* − σ(t)| / σ*_1 over all times and components",
-        predicted={"difference": 0},
-        measured={"difference": float(np.max(errors))},
-        curves=tuple(curves),
-    )
+        errors.append(error)
+        curves.append(curve)
+    return _mode_evidence(setting, errors, curves)

@@ -296,7 +296,7 @@ def _half_time(setting: Setting, depth: int, scale: float, sigma: float, cosine:
     times = jnp.linspace(0.95 * guess, 1.6 * guess, 2000, dtype=setting.dtype)
     run = ld.gradient_flow(
         reduction.problem.loss, reduction.layers, times, solver="explicit",
-        rtol=max(1e-9, 20 * setting.eps),
+        rtol=setting.solver_tolerance(1e-9),
     )
     return float(spectra.crossing_time(run.t, -run.losses[:, None], -(sigma**2) / 4)[0])
 
@@ -315,13 +315,8 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
     target = ld.random_target(setting.keys[0], (d, d), sigma)
     rate = 0.5 * float(ld.theory.edge_of_stability(sigma[0], depth=DEPTH))
     weights = original(target, setting.keys[0], depth=DEPTH, scale=scale, init=init)
-    full = ld.gradient_descent(
-        ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
-        record_every=EVERY, observe=observe_alignment(target),
-    )
-    reduction = ld.reduce(weights, target, strict=False)
-    small = ld.reduced_descent(
-        reduction, ld.SGD(rate), steps=steps, record_every=EVERY, observe=keep
+    full, _, small = _full_and_reduced(
+        target, weights, ld.SGD(rate), steps=steps, observe=observe_alignment(target)
     )
     predicted = np.asarray(
         jax.vmap(lambda layers: spectra.singular_values(ld.cores(layers), rank=rank))(small.observed)
