@@ -285,3 +285,9 @@ def test_numbers_are_written_as_on_paper(value, shown):
 )
 def test_headline_numbers_are_lined_up(predicted, measured, pairs):
     assert list(report._pairs("", predicted, measured)) == pairs
+
+
+def test_a_one_sided_claim_below_zero_is_drawn_on_the_side_that_holds():
+    entry = {"tolerance": 1.0, "error": -5.0, "control": [{"error": 10.0}]}
+    axis = report._Axis([entry])
+    assert axis.place(-5.0) == axis.place(0.0) < axis.place(1.0) < axis.place(10.0)

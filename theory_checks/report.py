@@ -333,8 +333,8 @@ class _Axis:
         self.high = min(9, math.ceil(max([1.5, *logs])))
 
     def place(self, ratio: float) -> float:
-        """Position in percent; what lies beyond the axis, as zero and infinity do, at its end."""
-        log = math.log10(ratio) if 0 < ratio < math.inf else (math.inf if ratio else -math.inf)
+        """Position in percent; what lies beyond the axis, as infinity and all below zero do, at its end."""
+        log = math.log10(ratio) if 0 < ratio < math.inf else (math.inf if ratio > 0 else -math.inf)
         log = min(max(log, self.low), self.high)
         return round(3 + 94 * (log - self.low) / (self.high - self.low), 2)
 
