@@ -1,7 +1,8 @@
 """What several checks train: compressed and original networks, one run a seed, in one program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +40,20 @@ def _alignment(target, weights):
     return ld.spectra.alignment(weights, target)
 
 
-def per_seed(function: Callable, setting: Setting):
-    """`function(target, key)` of every seed, stacked, in one program.
+def per_seed(function: Callable, setting: Setting, /, numbers: Mapping[str, Any] | None = None, **static):
+    """`function(target, key, **numbers, **static)` of every seed, stacked, in one program.
 
-    One seed after the other: on a CPU a batch of matrix products is slower than as many single ones.
+    A function of module level is compiled once for each set of `static` arguments, whatever the
+    `numbers`. One seed after the other: on a CPU a batch of matrix products is slower than as many
+    single ones.
     """
-    run = jax.jit(lambda inputs: jax.lax.map(lambda seed: function(*seed), inputs))
-    return run((setting.targets, setting.keys))
+    inputs = setting.targets, setting.keys
+    return _per_seed(function, inputs, dict(numbers or {}), tuple(sorted(static.items())))
+
+
+@partial(jax.jit, static_argnames=("function", "static"))
+def _per_seed(function, inputs, numbers, static):
+    return jax.lax.map(lambda seed: function(*seed, **numbers, **dict(static)), inputs)
 
 
 @jax.jit

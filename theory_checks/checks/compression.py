@@ -1,7 +1,5 @@
 """Statements 1.2 to 1.5 of docs/theory.md: what compression costs, how it starts, what it gains."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,17 +93,18 @@ def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
 )
 def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence:
     errors, curves, longest = [], [], 0
+    narrow = {"rank": setting.compressed_rank, "start": start}
     for depth, scale in cases:
         rate = 0.5 * edge(setting, depth=depth)
         steps = steps_to_fit(setting, rate, depth=depth, scale=scale, slack=1.3)
         steps = -(-steps // 100) * 100
         longest = max(longest, steps)
-
-        common = {"depth": depth, "scale": scale}
-        narrow = partial(compressed, rank=setting.compressed_rank, start=start, **common)
         small, full = (
-            np.asarray(errors_under_descent(setting.targets, per_seed(make, setting), rate, steps=steps))
-            for make in (narrow, partial(original, **common))
+            np.asarray(errors_under_descent(setting.targets, weights, rate, steps=steps))
+            for weights in (
+                per_seed(compressed, setting, {"scale": scale}, depth=depth, **narrow),
+                per_seed(original, setting, {"scale": scale}, depth=depth),
+            )
         )
         errors.append(np.max(small - full, axis=1))
         if scale < 0.5:

@@ -1,7 +1,5 @@
 """Section 4 of docs/theory.md: what the flow conserves, and how descent departs from it."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,9 +67,7 @@ def balancedness(
         rates = (assumed, *(1.0,) * (depth - 2), assumed)
 
         # Gaussian layers: balance is conserved whatever its value, not only where it is zero.
-        weights = per_seed(
-            partial(original, depth=depth, scale=SCALE, init="gaussian"), setting
-        )
+        weights = per_seed(original, setting, {"scale": SCALE}, depth=depth, init="gaussian")
         drifts = _drifts(setting.targets, weights, times, alpha, rates, _rtol(setting))
         size = setting.targets.singular_values[:, :1, None] ** (2 / depth)
         measured = np.asarray(drifts / size)

@@ -1,7 +1,5 @@
 """Section 2 of docs/theory.md: the compressed network is a set of scalar modes with known times."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,11 +43,8 @@ def scalar_map(
         steps = max(steps, steps_to_fit(setting, rate, depth=depth, scale=SCALE))
         every = max(1, steps // 60)
         error, measured, predicted = per_seed(
-            partial(
-                _against_map, depth=depth, rate=rate, steps=steps, every=every,
-                rank=setting.compressed_rank, start=start, extra_depth=extra_depth,
-            ),
-            setting,
+            _against_map, setting, {"rate": rate}, depth=depth, steps=steps, every=every,
+            rank=setting.compressed_rank, start=start, extra_depth=extra_depth,
         )
         errors.append(error)
         curves.append(
@@ -115,21 +110,24 @@ def mode_trajectories(
         end = 1.1 * last_fit(setting, depth=depth, scale=scale)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
 
-        def start_at(target, key, depth=depth, scale=scale):
-            if depth == 1:
-                parts = compressed(target, key, depth=2, scale=1.0, rank=target.singular_values.size,
-                                   start=start)
-                return (scale * first_layer * parts[1] @ parts[0],)
-            weights = compressed(target, key, depth=depth, scale=scale,
-                                 rank=setting.compressed_rank, start=start)
-            return (first_layer * weights[0], *weights[1:])
-
+        weights = per_seed(_start, setting, {"scale": scale, "first_layer": first_layer}, depth=depth,
+                           rank=setting.compressed_rank, start=start)
         error, curve = _against_mode_law(
-            setting, per_seed(start_at, setting), times, depth=depth, scale=scale
+            setting, weights, times, depth=depth, scale=scale
         )
         errors.append(error)
         curves.append(curve)
     return _mode_evidence(setting, errors, curves)
+
+
+def _start(target, key, *, scale, first_layer, depth, rank, start):
+    """Spectral start with the first layer scaled; at depth 1 the matrix `ε Û V̂ᵀ` of the target's rank."""
+    if depth == 1:
+        rank = target.singular_values.size
+        inner, outer = compressed(target, key, depth=2, scale=1.0, rank=rank, start=start)
+        return (scale * first_layer * outer @ inner,)
+    weights = compressed(target, key, depth=depth, scale=scale, rank=rank, start=start)
+    return (first_layer * weights[0], *weights[1:])
 
 
 def _against_mode_law(setting: Setting, weights, times, *, depth, scale, alpha=1.0, trained=None):
@@ -230,7 +228,7 @@ def discrepant_modes(
         end = 1.1 * last_fit(setting, depth=depth, scale=scale, alpha=alpha)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
         weights = per_seed(
-            partial(compressed, depth=depth, scale=scale, rank=setting.compressed_rank), setting
+            compressed, setting, {"scale": scale}, depth=depth, rank=setting.compressed_rank
         )
         error, curve = _against_mode_law(
             setting, weights, times, depth=depth, scale=scale, alpha=alpha, trained=trained_alpha
