@@ -77,6 +77,10 @@ def _make(arguments: argparse.Namespace) -> int:
     if arguments.redraw:
         saved = {name: registry.read(name, size=size, out=out) for name in names}
     registry.require_writable(out)
+    if not arguments.redraw:
+        from lowdim_jax._cache import cache_programs  # here, because it imports JAX
+
+        cache_programs()
     for name in names:
         start = time.perf_counter()
         if arguments.redraw:
@@ -90,3 +94,18 @@ def _make(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def test_compiled_programs_are_kept_in_the_cache_directory(tmp_path):
+    command = [sys.executable, "-m", "theory_checks", "run", "--only", "mode-trajectories", "--seeds", "1"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    subprocess.run([*command, "--out", str(tmp_path)], env=environment, check=True, capture_output=True)
+    # Programs of a gradient flow are among them: without host callbacks, JAX can keep those, too.
+    assert list((tmp_path / "lowdim_jax").glob("*modes_under_flow*"))
+
+
+def test_a_cache_directory_that_cannot_be_made_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["run", "--only", "parameter-count", "--seeds", "1", "--out", str(tmp_path)]) == 0

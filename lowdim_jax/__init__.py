@@ -5,11 +5,12 @@ A network is a tuple of weight matrices, input to output. Build a problem (`fact
 compare with the closed forms of `theory`. The mathematics is in docs/theory.md.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lowdim_jax import spectra, theory
 from lowdim_jax.compression import compress, estimate_rank, surrogate
 from lowdim_jax.descent import DescentState, gradient_descent
 from lowdim_jax.factorization import Factorization, factorization
-from lowdim_jax.flow import gradient_flow
 from lowdim_jax.initialization import (
     from_singular_vectors,
     gaussian,
@@ -46,6 +47,9 @@ from lowdim_jax.reduction import (
 )
 from lowdim_jax.targets import random_target, separated_target
 from lowdim_jax.trajectory import Status, Trajectory
+
+if TYPE_CHECKING:
+    from lowdim_jax.flow import gradient_flow
 
 __all__ = [
     "SGD",
@@ -93,3 +97,12 @@ __all__ = [
     "validate",
     "widths",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`gradient_flow`, on first use: its ODE solver takes as long to import as all the rest."""
+    if name == "gradient_flow":
+        from lowdim_jax.flow import gradient_flow
+
+        return gradient_flow
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

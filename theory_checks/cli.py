@@ -137,9 +137,12 @@ def _require_writable(folder: Path) -> None:
 def _configure_jax(device: str | None, dtype: str) -> None:
     import jax
 
+    from lowdim_jax._cache import cache_programs
+
     if device is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     jax.config.update("jax_enable_x64", dtype == "float64")
+    cache_programs()
     try:
         jax.devices()
     except RuntimeError as error:
