@@ -45,7 +45,7 @@ from lowdim_jax.reduction import (
     reduced_descent,
     sample,
 )
-from lowdim_jax.targets import random_target, separated_target
+from lowdim_jax.targets import random_target, regression_target, separated_target, whiten
 from lowdim_jax.trajectory import Status, Trajectory
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ __all__ = [
     "reduce",
     "reduce_identity",
     "reduced_descent",
+    "regression_target",
     "roles",
     "sample",
     "separated_target",
@@ -95,6 +96,7 @@ __all__ = [
     "theory",
     "uniform",
     "validate",
+    "whiten",
     "widths",
 ]
 

@@ -13,7 +13,7 @@ Derivation: docs/theory.md 3.1, 3.2 and, for layers that are not square, 3.5.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from lowdim_jax.linalg import LowRank, check_finite, frobenius_norm, svd
 from lowdim_jax.networks import Weights, check_depth, check_fits, end_to_end, widths
 from lowdim_jax.optimizers import SGD
 from lowdim_jax.targets import random_target
+from lowdim_jax.theory import edge_of_stability
 from lowdim_jax.trajectory import Trajectory
 
 
@@ -61,11 +62,12 @@ class ReducedFactorization:
     target
         `B_Lᵀ Φ B_0` as a `LowRank`.
     bulk_count
-        Number of directions `d_min − m` that share the bulk's end-to-end singular value `Π_l ρ_l`.
+        `n = d_min − m`, number of directions that share the bulk's end-to-end singular value `Π_l ρ_l`:
+        a scalar array, so that training at another width is the same compiled program.
     """
 
     target: LowRank
-    bulk_count: int = field(metadata={"static": True})
+    bulk_count: Float[Array, ""]
 
     def loss(self, layers: Sequence[ReducedLayer], /) -> Float[Array, ""]:
         """Loss of the full network, `½‖z_L ⋯ z_1 − B_Lᵀ Φ B_0‖_F² + ½ n (Π_l ρ_l)²`.
@@ -75,13 +77,15 @@ class ReducedFactorization:
         """
         core = jnp.sum((end_to_end(cores(layers)) - self.target.dense()) ** 2) / 2
         bulk = _end_to_end_bulk(layers) ** 2 / 2
-        if self.bulk_count == 0:
-            return core
-        return core + bulk + (self.bulk_count - 1) * jax.lax.stop_gradient(bulk)
+        return core + (bulk + (self.bulk_count - 1) * jax.lax.stop_gradient(bulk))
 
     def recovery_error(self, layers: Sequence[ReducedLayer], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F` of the full network."""
         return jnp.sqrt(2 * self.loss(layers)) / frobenius_norm(self.target)
+
+    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
+        """Largest `η` at which gradient descent converges: the full network's (docs/theory.md 5.1, 5.2)."""
+        return edge_of_stability(self.target.singular_values[0], depth=depth, alpha=alpha)
 
 
 @jax.tree_util.register_dataclass
@@ -376,4 +380,5 @@ def _reduction(bases, scales, target: LowRank, frames) -> Reduction:
         for scale, before, after in zip(scales, bases, bases[1:], strict=False)
     )
     bulk_count = min(len(basis) - basis.shape[1] for basis in bases)
-    return Reduction(layers, ReducedFactorization(core_target, bulk_count), bases, frames)
+    problem = ReducedFactorization(core_target, jnp.asarray(bulk_count, target.dtype))
+    return Reduction(layers, problem, bases, frames)

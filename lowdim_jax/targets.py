@@ -1,11 +1,13 @@
-"""Target matrices with a known spectrum, to train on."""
+"""Target matrices: with a known spectrum, or those that a linear regression amounts to."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from lowdim_jax._tracing import is_traced
-from lowdim_jax.linalg import LowRank, check_finite, svd
+from lowdim_jax.compression import estimate_rank
+from lowdim_jax.linalg import LowRank, as_matrix, check_finite, dense, svd
 
 
 def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> LowRank:
@@ -48,3 +50,64 @@ def random_target(
     return LowRank(
         haar(key_left, (d_out, r), dtype), -jnp.sort(-singular_values), haar(key_right, (d_in, r), dtype)
     )
+
+
+def whiten(inputs: Float[Array, "d_in n"], /) -> Float[Array, "d_in n"]:
+    """`(X Xᵀ)^{−1/2} X`: inputs whose second moment `X Xᵀ` is the identity, nearest to the given ones.
+
+    Raises
+    ------
+    ValueError
+        If the inputs do not span `d_in` dimensions (fewer samples than that, or dependent features).
+    """
+    inputs = dense(as_matrix("inputs", inputs))
+    left, sigma, right = jnp.linalg.svd(inputs, full_matrices=False)
+    unit = max(inputs.shape) * jnp.finfo(sigma.dtype).eps
+    if len(inputs) > inputs.shape[1] or (
+        not is_traced(sigma) and sigma[-1] <= unit * sigma[0]
+    ):
+        raise ValueError(
+            f"inputs of shape {inputs.shape} span fewer than {len(inputs)} dimensions: "
+            "project them onto their leading singular vectors first"
+        )
+    return left @ right
+
+
+def regression_target(
+    inputs: Float[Array, "d_in n"], outputs: Float[Array, "d_out n"], /
+) -> LowRank:
+    """Target `Φ = Y Xᵀ` of the linear regression `½‖W X − Y‖_F²` on whitened inputs.
+
+    With `X Xᵀ = I` that loss is `½‖W − Y Xᵀ‖_F²` plus a constant (docs/theory.md 3.6): everything known
+    of matrix factorization holds for it. With one-hot labels the rank is at most the number of classes.
+
+    Parameters
+    ----------
+    inputs
+        `X`, one sample a column, with `X Xᵀ = I`: see `whiten`.
+    outputs
+        `Y`, one sample a column.
+
+    Returns
+    -------
+    `LowRank` of the numerical rank of `Y Xᵀ`; under `jit`, of all `min(d_out, d_in)` components.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of samples differ or the inputs are not white.
+    """
+    inputs, outputs = dense(as_matrix("inputs", inputs)), dense(as_matrix("outputs", outputs))
+    if inputs.shape[1] != outputs.shape[1]:
+        raise ValueError(
+            f"inputs have shape {inputs.shape} and outputs {outputs.shape}, expected one sample a column "
+            "and as many columns in both"
+        )
+    excess = jnp.max(jnp.abs(inputs @ inputs.T - jnp.eye(len(inputs), dtype=inputs.dtype)))
+    if not is_traced(excess) and excess > 1e3 * jnp.finfo(excess.dtype).eps:
+        raise ValueError(
+            f"inputs are not white: an entry of X Xᵀ is {float(excess):.3g} away from the identity's; "
+            "whiten(inputs) is the nearest that are"
+        )
+    target = svd(outputs @ inputs.T)
+    return target if is_traced(excess) else target.truncate(estimate_rank(target))

@@ -220,7 +220,7 @@ def test_end_to_end_loss_and_error_are_the_full_networks(x64, spaces):
     core, bulk = reduction.end_to_end(layers)
     matrix = np.asarray(ld.end_to_end(full))
     expected = np.linalg.svd(matrix, compute_uv=False)
-    count = reduction.problem.bulk_count
+    count = int(reduction.problem.bulk_count)
     values = np.sort(np.concatenate([core.singular_values, np.full(count, float(bulk))]))[::-1]
     np.testing.assert_allclose(values, expected[: len(values)], atol=1e-12)
     assert np.all(expected[len(values) :] < 1e-12)
@@ -302,6 +302,45 @@ def test_the_bulk_follows_its_scalar_recursion(x64):
         rho *= 1 - eta * decay - eta * rho ** (2 * depth - 2)
     idle = 0.8 * (1 - eta * decay) ** np.arange(31)
     np.testing.assert_allclose(run.observed[1], idle, rtol=1e-13)
+
+
+def test_gradient_flow_of_the_reduction_is_that_of_the_full_network(x64):
+    key_target, key_weights = jax.random.split(jax.random.key(3))
+    target = ld.random_target(key_target, (12, 12), jnp.array([2.0, 1.0]))
+    weights = ld.orthogonal(key_weights, (12, 12, 12, 12), scale=0.5)
+    reduction = ld.reduce(weights, target)
+    times = jnp.array([0.5, 4.0])
+    flow = partial(ld.gradient_flow, alpha=2.0, rtol=1e-10)
+    full = flow(ld.factorization(target).loss, weights, times)
+    small = flow(reduction.problem.loss, reduction.layers, times)
+    assert float(full.losses[1]) < 0.1 * float(full.losses[0])
+    np.testing.assert_allclose(small.losses, full.losses, rtol=1e-8)
+    for lifted, layer in zip(reduction.lift(small.weights), full.weights, strict=True):
+        np.testing.assert_allclose(lifted, layer, atol=1e-8)
+
+
+def test_another_width_is_the_same_compiled_program(x64):
+    values = jnp.array([2.0, 1.0])
+
+    @jax.jit
+    def train(layers, problem):
+        nonlocal traces
+        traces += 1
+        return ld.gradient_descent(problem.loss, layers, ld.SGD(0.1), steps=3).losses
+
+    traces, losses = 0, []
+    for d in (30, 50):
+        reduction = ld.sample(jax.random.key(0), d, values, depth=3, scale=0.5)
+        losses.append(train(reduction.layers, reduction.problem)[0])
+    assert traces == 1
+    assert losses[0] != losses[1]
+
+
+def test_divergence_of_the_reduction_names_the_full_networks_stable_rate(x64):
+    reduction = ld.sample(jax.random.key(0), 20, jnp.array([2.0, 1.0]), depth=3, scale=0.5)
+    run = ld.reduced_descent(reduction, ld.SGD(3.0), steps=60)
+    edge = 2 / (3 * 2.0 ** (4 / 3))
+    assert run.message.endswith(f"gradient descent is stable below {edge:g} here")
 
 
 def test_sampling_and_reducing_compile_with_a_constant_scale(x64):
