@@ -1,0 +1,276 @@
+"""Section 5 of docs/theory.md: which learning rates are stable, and what happens beyond."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowdim_jax as ld
+from lowdim_jax import theory
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+from theory_checks.training import (
+    compressed,
+    edge,
+    keep,
+    observe_modes,
+    per_seed,
+    steps_to_fit,
+)
+
+SCALE = 0.1
+POWER_ITERATIONS = 400
+CASES = ((2, 1.0), (3, 1.0), (4, 1.0), (2, 5.0), (3, 5.0), (3, 0.5), (4, 5.0))
+"""Depths and outer learning rates."""
+EDGE_FRACTIONS = (0.98, 1.02)
+
+
+def _top_curvature(loss, weights, rates, key):
+    """Largest eigenvalue of `D^{1/2} ∇²ℓ D^{1/2}`, `D` the relative rates, by Hessian–vector products."""
+    roots = [jnp.sqrt(jnp.asarray(rate, weights[0].dtype)) for rate in rates]
+    keys = jax.random.split(key, len(weights))
+    start = tuple(jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights, strict=True))
+
+    def scaled(vector):
+        return tuple(root * layer for root, layer in zip(roots, vector, strict=True))
+
+    def power(_, carry):
+        vector, _ = carry
+        norm = jnp.sqrt(sum(jnp.sum(layer**2) for layer in vector))
+        vector = tuple(layer / norm for layer in vector)
+        product = scaled(jax.jvp(jax.grad(loss), (weights,), (scaled(vector),))[1])
+        value = sum(jnp.sum(a * b) for a, b in zip(vector, product, strict=True))
+        return product, value
+
+    zero = jnp.zeros((), weights[0].dtype)
+    return jax.lax.fori_loop(0, POWER_ITERATIONS, power, (start, zero))[1]
+
+
+def _minimum(target, key, *, alpha, depth, rank):
+    """The minimum that discrepant rates reach as `ε → 0`: outer factors `√α` times the middle ones."""
+    left, right = compressed(target, key, depth=2, scale=1.0, rank=rank)[::-1]
+    middle = jnp.pad(target.singular_values, (0, rank - target.singular_values.size)) ** (1 / depth)
+    if depth == 2:
+        return middle[:, None] * right, left * middle[None, :]
+    middle = middle / alpha ** (1 / depth)
+    outer = jnp.sqrt(alpha) * middle
+    return outer[:, None] * right, *(jnp.diag(middle),) * (depth - 2), left * outer[None, :]
+
+
+def _curvature_at_the_end(target, key, *, alpha, depth, rank, steps):
+    """Top curvature where discrepant descent from a spectral start ends."""
+    loss, top = ld.factorization(target).loss, target.singular_values[0]
+    rate = 0.4 * theory.edge_of_stability(top, depth=depth, alpha=alpha)
+    weights = compressed(target, key, depth=depth, scale=SCALE, rank=rank)
+    run = ld.gradient_descent(
+        loss, weights, ld.SGD(rate, alpha=alpha), steps=steps, record_every=steps
+    )
+    return _top_curvature(loss, run.weights, (alpha, *(1.0,) * (depth - 2), alpha), key)
+
+
+@check(
+    "sharpness-at-minimum",
+    claim="At the minimum that outer rate α ends in, the sharpness is L σ*_1^{2−2/L} α^{2/L}.",
+    source="5.1, 5.2",
+    controls={"α dropped from the formula": {"assumed_alpha": 1.0, "cases": ((3, 5.0),)}},
+)
+def sharpness_at_minimum(setting: Setting, /, *, assumed_alpha=None, cases=CASES) -> Evidence:
+    predicted, measured, errors, next_orders = {}, {}, [], []
+    top = setting.targets.singular_values[:, 0]
+    for depth, alpha in cases:
+        assumed = alpha if assumed_alpha is None else assumed_alpha
+        expected = np.asarray(theory.sharpness(top, depth=depth, alpha=assumed))
+        rate = 0.4 * edge(setting, depth=depth, alpha=alpha)
+        steps = steps_to_fit(setting, rate, depth=depth, scale=SCALE, alpha=alpha)
+        found = np.asarray(
+            per_seed(
+                _curvature_at_the_end, setting, {"alpha": alpha}, depth=depth,
+                rank=setting.compressed_rank, steps=steps,
+            )
+        )
+        name = f"L = {depth}, α = {alpha:g}, seed 0"
+        predicted[name], measured[name] = expected[0], found[0]
+        errors.append(np.abs(found / expected - 1))
+        squared_middle = float(jnp.min(top) / alpha) ** (2 / depth)
+        next_orders.append(abs(1 - alpha) / alpha * SCALE**2 / squared_middle)
+    return Evidence(
+        errors=np.max(errors, axis=0),
+        tolerance=max(next_orders) ** 2 + setting.rounding(1),
+        reason="the square of |1 − α| ε² / (α x_m²): this minimum is the flattest, so that the first order "
+        "in ε² cancels",
+        quantity="largest relative deviation of the top Hessian eigenvalue, by Hessian–vector products",
+        predicted=predicted,
+        measured=measured,
+    )
+
+
+def _curvatures(target, key, *, rate, depth, rank, scale, steps, every):
+    """Top curvature and top singular value along a training run."""
+    loss = ld.factorization(target).loss
+    weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
+    run = ld.gradient_descent(
+        loss, weights, ld.SGD(rate), steps=steps, record_every=every, observe=keep
+    )
+    rates = (1.0,) * depth
+    sharp = jax.lax.map(lambda layers: _top_curvature(loss, layers, rates, key), run.observed)
+    return sharp, jax.vmap(lambda layers: ld.spectra.modes(layers, target)[0])(run.observed)
+
+
+@check(
+    "sharpness-along-training",
+    claim="From the rise of component 1 on, the sharpness is L σ_1^{2−2/L} − (L−1)(σ*_1 − σ_1) σ_1^{1−2/L}: "
+    "it settles at L σ*_1^{2−2/L} while the other components are still to be learned.",
+    source="5.1",
+    controls={"a formula of one layer more": {"assumed_depth": 4}},
+)
+def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidence:
+    depth, records = 3, 60
+    rate = 0.3 * edge(setting, depth=depth)
+    every = -(-steps_to_fit(setting, rate, depth=depth, scale=SCALE) // records)
+    sharp, top = (
+        np.asarray(part)
+        for part in per_seed(
+            _curvatures, setting, {"rate": rate}, depth=depth, rank=setting.compressed_rank,
+            scale=SCALE, steps=every * records, every=every,
+        )
+    )
+    goal = np.asarray(setting.targets.singular_values)[:, :1]
+    power = 1 / assumed_depth
+    residual = (assumed_depth - 1) * (goal - top) * top ** (1 - 2 * power)
+    predicted = assumed_depth * top ** (2 - 2 * power) - residual
+    risen = top >= 0.9 * goal
+    gaps = np.where(risen, np.abs(sharp - predicted), 0) / np.max(predicted, axis=1, keepdims=True)
+    return Evidence(
+        errors=np.where(risen.sum(axis=1) > 2, np.max(gaps, axis=1), np.inf),
+        tolerance=max(1e-4, setting.rounding(every * records)),
+        reason=f"{POWER_ITERATIONS} power iterations between eigenvalues a few percent apart",
+        quantity="largest deviation of the top Hessian eigenvalue, relative to the final one, once σ_1 is "
+        "above 90% of σ*_1",
+        predicted={"final sharpness, seed 0": predicted[0, -1]},
+        measured={"final sharpness, seed 0": sharp[0, -1]},
+        curves=(
+            Curve("top Hessian eigenvalue", every * np.arange(records + 1), predicted[0], sharp[0],
+                  xlabel="step", ylabel="sharpness"),
+        ),
+    )
+
+
+def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, rank, steps):
+    """`|u*_1ᵀ W v*_1 − σ*_1|` at every step from a start near the minimum, at a fraction of the edge."""
+    top = target.singular_values[0]
+    rate = fraction * theory.edge_of_stability(top, depth=depth + extra_depth, alpha=assumed)
+    size = jnp.sqrt(jnp.finfo(target.dtype).eps)
+    weights = _minimum(target, key, alpha=alpha, depth=depth, rank=rank)
+    weights = tuple(layer * (1 + size) for layer in weights)
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate, alpha=alpha), steps=steps,
+        observe=observe_modes(target),
+    )
+    return jnp.abs(run.observed[:, 0] - target.singular_values[0])
+
+
+@check(
+    "edge-of-stability",
+    claim="Near the minimum the error shrinks by the factor |1 − 2f| a step at f of the edge: 0.98 "
+    "converges, 1.02 does not.",
+    source="5.1, 5.2",
+    controls={
+        "α dropped from the edge": {"assumed_alpha": 1.0, "cases": ((3, 5.0),)},
+        "one layer more assumed in the edge": {"extra_depth": 1, "cases": ((3, 1.0),)},
+    },
+)
+def edge_of_stability(
+    setting: Setting, /, *, assumed_alpha=None, extra_depth=0, cases=CASES
+) -> Evidence:
+    steps = 40
+    errors, measured = [], {}
+    for depth, alpha in cases:
+        assumed = alpha if assumed_alpha is None else assumed_alpha
+        for fraction in EDGE_FRACTIONS:
+            numbers = {"alpha": alpha, "assumed": assumed, "fraction": fraction}
+            distance = np.asarray(
+                per_seed(
+                    _growth, setting, numbers, depth=depth, extra_depth=extra_depth,
+                    rank=setting.compressed_rank, steps=steps,
+                )
+            )
+            factor = (distance[:, -1] / distance[:, 0]) ** (1 / steps)
+            errors.append(np.abs(factor - abs(1 - 2 * fraction)))
+            measured[f"L = {depth}, α = {alpha:g}, {fraction:g} of the edge"] = factor
+    return Evidence(
+        errors=np.max(errors, axis=0),
+        tolerance=50 * setting.eps**0.5,
+        reason="second order in the perturbation, which is the square root of the rounding unit",
+        quantity="largest difference of the factor a step, 40 steps on, from |1 − 2f|",
+        predicted={f"{fraction:g} of the edge": abs(1 - 2 * fraction) for fraction in EDGE_FRACTIONS},
+        measured=measured,
+    )
+
+
+def _late_modes(target, key, *, rate_of, depth, rank, steps):
+    """Singular values at the last steps, with the rate given for this target's largest one."""
+    rate = rate_of * theory.edge_of_stability(target.singular_values[0], depth=depth)
+    weights = compressed(target, key, depth=depth, scale=3 * SCALE, rank=rank)
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, observe=observe_modes(target)
+    )
+    return run.observed[-12:]
+
+
+def _between_the_edges(sigma, depth):
+    """A rate, in units of component 1's edge, beyond it but below the edge of mixing 1 with 2."""
+    layers = np.arange(1, depth + 1)
+    first, second = np.asarray(sigma[:, :1]), np.asarray(sigma[:, 1:2])
+    mixed = np.sum(first ** (2 - 2 * layers / depth) * second ** ((2 * layers - 2) / depth), axis=1)
+    alone = depth * first[:, 0] ** (2 - 2 / depth)
+    return float(np.sqrt(min(np.min(alone / mixed), 1.2)))
+
+
+@check(
+    "two-cycle",
+    claim="Beyond its edge, and below that of the directions which mix it with component 2, component 1 "
+    "oscillates between two predicted values; the others converge.",
+    source="5.3",
+    controls={
+        "trained below the edge": {"trained": 0.9, "depths": (3,)},
+        "the cycle of a network one layer deeper": {"extra_depth": 1, "depths": (3,)},
+    },
+)
+def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3, 4)) -> Evidence:
+    errors, curves, predicted, measured = [], [], {}, {}
+    sigma = setting.targets.singular_values
+    for depth in depths:
+        fraction = _between_the_edges(sigma, depth) if setting.rank > 1 else 1.1
+        rates = fraction * theory.edge_of_stability(sigma[:, :1], depth=depth)
+        wait = int(40 / (fraction - 1))  # the cycle attracts at a rate that vanishes at the edge
+        steps = steps_to_fit(setting, float(jnp.min(rates)), depth=depth, scale=3 * SCALE) + wait
+        late = np.asarray(
+            per_seed(
+                _late_modes, setting, {"rate_of": trained or fraction}, depth=depth,
+                rank=setting.compressed_rank, steps=steps,
+            )
+        )
+        low, high = map(
+            np.asarray, theory.two_cycle(sigma, depth=depth + extra_depth, learning_rate=rates)
+        )
+        found = np.sort(late[:, -2:], axis=1)
+        gaps = np.abs(found - np.stack([low, high], axis=1))
+        errors.append(np.max(gaps, axis=(1, 2)) / np.asarray(sigma[:, 0]))
+        name = f"L = {depth}: component 1 of seed 0"
+        predicted[name], measured[name] = (low[0, 0], high[0, 0]), found[0, :, 0]
+        up = late[0, -1] > late[0, -2]
+        same_beat = (np.arange(len(late[0])) % 2 == (len(late[0]) - 1) % 2)[:, None]
+        curves.append(
+            Curve(f"L = {depth}, η = {fraction:.3g} of the edge: the last steps",
+                  np.arange(steps - len(late[0]), steps) + 1,
+                  np.where(same_beat == up, high[0], low[0]), late[0], xlabel="step",
+                  ylabel="singular value")
+        )
+    return Evidence(
+        errors=np.max(errors, axis=0),
+        tolerance=1e-6 if setting.eps < 1e-10 else 2e-4,
+        reason="convergence to the cycle, and rounding",
+        quantity="largest |σ_i − predicted| / σ*_1 over the last two steps and all components",
+        predicted=predicted,
+        measured=measured,
+        curves=tuple(curves),
+    )
