@@ -458,3 +458,29 @@ def test_importing_changes_no_setting_of_jax():
         "assert before == dict(jax.config.values)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_two_cycle_is_where_the_scalar_map_ends(x64, depth):
+    sigma = 3.0
+    rate = 1.15 * float(theory.edge_of_stability(sigma, depth=depth))
+    x = 1.01 * sigma ** (1 / depth)
+    for _ in range(3000):
+        x = x + rate * (sigma - x**depth) * x ** (depth - 1)
+    after = x + rate * (sigma - x**depth) * x ** (depth - 1)
+    low, high = theory.two_cycle(sigma, depth=depth, learning_rate=rate)
+    assert low < 0.9 * sigma
+    assert high > 1.1 * sigma
+    np.testing.assert_allclose([low, high], sorted([x**depth, after**depth]), rtol=1e-12)
+
+
+def test_two_cycle_closes_on_the_target_at_the_edge_and_below(x64):
+    rates = np.array([0.5, 1.0]) * float(theory.edge_of_stability(2.0, depth=3))
+    for end in theory.two_cycle(2.0, depth=3, learning_rate=rates):
+        np.testing.assert_allclose(end, 2.0, rtol=1e-5)
+    assert theory.two_cycle(0.0, depth=3, learning_rate=1.0) == (0.0, 0.0)
+
+
+def test_two_cycle_needs_two_layers():
+    with pytest.raises(ValueError, match="depth=1, expected an integer of at least 2"):
+        theory.two_cycle(1.0, depth=1, learning_rate=1.0)
