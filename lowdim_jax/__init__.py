@@ -11,6 +11,7 @@ from lowdim_jax.descent import DescentState, gradient_descent
 from lowdim_jax.factorization import Factorization, factorization
 from lowdim_jax.flow import gradient_flow
 from lowdim_jax.initialization import (
+    balanced,
     from_singular_vectors,
     gaussian,
     identity,
@@ -59,6 +60,7 @@ __all__ = [
     "Trajectory",
     "Weights",
     "activations",
+    "balanced",
     "by_role",
     "compress",
     "compressed_widths",
