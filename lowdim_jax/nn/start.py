@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -47,7 +48,7 @@ def surrogate(
         return loss(model, *batch)
 
     shape = layer.out_features, layer.in_features
-    return compression.surrogate(matrix_loss, shape, dtype=layer.param_dtype)
+    return compression.surrogate(jax.jit(matrix_loss), shape, dtype=layer.param_dtype)
 
 
 def spectral_start(
