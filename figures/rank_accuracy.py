@@ -56,7 +56,8 @@ def plot(arrays, settings):
     quality.axhspan(deep.mean() - deep.std(), deep.mean() + deep.std(), color=style.ORIGINAL, alpha=0.15)
     quality.axhline(deep.mean(), color=style.ORIGINAL, label="deep linear", linewidth=2)
     quality.errorbar(
-        ranks, values.mean(axis=1), yerr=values.std(axis=1), capsize=2, label="compressed", **look, **style.MEASURED
+        ranks, values.mean(axis=1), yerr=values.std(axis=1), capsize=2, label="compressed",
+        **look, **style.MEASURED,
     )
     cost.axhline(arrays["deep_seconds"].min(), color=style.ORIGINAL, linewidth=2)
     cost.plot(ranks, arrays["seconds"].min(axis=1), **look, **style.MEASURED)
