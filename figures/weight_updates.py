@@ -7,8 +7,8 @@ The deep linear network learns a target of rank `r` from an orthogonal start, by
 singular values beyond `2r` are zero (docs/theory.md 3.2), and those drawn there are rounding. The other three
 learn scikit-learn's digits with momentum. One middle layer of each is shown: its singular values at
 several times above, and below the share of the squared norm that the `classes` largest hold, for the
-true labels and for labels drawn at random, with which the update is not low-rank: it is the data that
-make it so.
+true labels and for labels drawn at random. Measured: random labels spread the perceptron's update over
+many directions, but not those of the other two, whose share of the top directions is higher with them.
 """
 
 import jax
