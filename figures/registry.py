@@ -31,6 +31,9 @@ NAMES = (
     "lossless-equivalence",
     "widths",
     "escape-ratio",
+    "weight-updates",
+    "nonlinear-accuracy",
+    "rank-accuracy",
 )
 SIZES = ("small", "paper")
 SETTINGS_KEY = "settings"

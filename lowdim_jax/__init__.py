@@ -12,6 +12,7 @@ from lowdim_jax.compression import compress, estimate_rank, surrogate
 from lowdim_jax.descent import DescentState, gradient_descent
 from lowdim_jax.factorization import Factorization, factorization
 from lowdim_jax.initialization import (
+    balanced,
     from_singular_vectors,
     gaussian,
     identity,
@@ -63,6 +64,7 @@ __all__ = [
     "Trajectory",
     "Weights",
     "activations",
+    "balanced",
     "by_role",
     "compress",
     "compressed_widths",

@@ -119,6 +119,19 @@ def from_singular_vectors(
     return (scale * right.T, *middle, scale * left)
 
 
+def balanced(matrix: Float[Array, "d_out d_in"] | LowRank, /, *, depth: int) -> Weights:
+    """Network `(Σ^{1/L} Vᵀ, Σ^{1/L}, …, U Σ^{1/L})` whose end-to-end matrix is the one given.
+
+    `W_{l+1}ᵀ W_{l+1} = W_l W_lᵀ` for all `l` (docs/theory.md 4.1). The hidden layers are as wide as
+    the matrix has components: cut it with `LowRank.truncate` to choose.
+    """
+    parts = svd(as_matrix("matrix", matrix))
+    compressed_widths(*parts.shape, depth=depth, rank=len(parts.singular_values))
+    root = parts.singular_values ** (1 / depth)
+    middle = (jnp.diag(root),) * (depth - 2)
+    return (root[:, None] * parts.right.T, *middle, parts.left * root[None, :])
+
+
 def check_scale(scale) -> None:
     """Raise `ValueError` unless a concrete `scale` is positive and finite (traced ones pass)."""
     if is_traced(scale):

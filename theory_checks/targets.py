@@ -86,9 +86,7 @@ def _digits() -> np.ndarray:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError(
-            "target 'digits' needs scikit-learn: pip install 'lowdim-jax[digits]'"
-        ) from error
+        raise ValueError("target 'digits' needs scikit-learn: pip install scikit-learn") from error
     return load_digits(return_X_y=True)[0]
 
 

@@ -1,5 +1,21 @@
 """The checks, one module a family; importing this package registers them."""
 
-from theory_checks.checks import compression, conservation, incremental, modes, parsimony, stability
+from theory_checks.checks import (
+    compression,
+    conservation,
+    incremental,
+    modes,
+    nonlinear,
+    parsimony,
+    stability,
+)
 
-__all__ = ["compression", "conservation", "incremental", "modes", "parsimony", "stability"]
+__all__ = [
+    "compression",
+    "conservation",
+    "incremental",
+    "modes",
+    "nonlinear",
+    "parsimony",
+    "stability",
+]

@@ -1,0 +1,73 @@
+"""Test accuracy and time of the compressed network before a classifier, against its width r̂.
+
+Source: docs/theory.md 1.2; what the paper's overestimated rank costs and gains in a nonlinear network.
+Setting and clock are those of `nonlinear-accuracy`; the deep linear network it stands in for is drawn
+as a horizontal line. Accuracies are means over seeds with one standard deviation; the time is the
+shortest over seeds.
+"""
+
+import numpy as np
+
+from figures import nonlinear_accuracy, style
+
+SETTINGS = {
+    "small": {
+        "width": 512,
+        "ranks": [1, 2, 5, 9, 20, 80],
+        "epsilon": 0.5,
+        "rate": 0.02,
+        "steps": 160,
+        "record_every": 160,
+        "seeds": 3,
+    },
+    "paper": {
+        "width": 1024,
+        "ranks": [1, 2, 3, 5, 9, 20, 40, 80, 160, 320],
+        "epsilon": 0.5,
+        "rate": 0.02,
+        "steps": 400,
+        "record_every": 400,
+        "seeds": 5,
+    },
+}
+
+
+def compute(settings):
+    """Final accuracies and seconds, `(ranks, seeds)`, and `(seeds,)` for the deep network."""
+    runs = [
+        nonlinear_accuracy.train("compressed", settings, rank=rank, spectral=True)
+        for rank in settings["ranks"]
+    ]
+    deep = nonlinear_accuracy.train("deep", settings, rank=None, spectral=False)
+    return {
+        "accuracy": np.array([accuracies[:, -1] for accuracies, _ in runs]),
+        "seconds": np.array([seconds[:, -1] for _, seconds in runs]),
+        "deep_accuracy": deep[0][:, -1],
+        "deep_seconds": deep[1][:, -1],
+    }
+
+
+def plot(arrays, settings):
+    """Two panels over r̂: accuracy, and seconds of the whole training."""
+    figure = style.new_figure(height=3.3)
+    quality, cost = figure.subplots(1, 2)
+    ranks, look = settings["ranks"], {"color": style.COMPRESSED, "marker": "o", "markersize": 4}
+    deep, values = arrays["deep_accuracy"], arrays["accuracy"]
+    quality.axhspan(deep.mean() - deep.std(), deep.mean() + deep.std(), color=style.ORIGINAL, alpha=0.15)
+    quality.axhline(deep.mean(), color=style.ORIGINAL, label="deep linear", linewidth=2)
+    quality.errorbar(
+        ranks, values.mean(axis=1), yerr=values.std(axis=1), capsize=2, label="compressed",
+        **look, **style.MEASURED,
+    )
+    cost.axhline(arrays["deep_seconds"].min(), color=style.ORIGINAL, linewidth=2)
+    cost.plot(ranks, arrays["seconds"].min(axis=1), **look, **style.MEASURED)
+    quality.set_ylabel(f"test accuracy after {settings['steps']} steps")
+    cost.set_ylabel("seconds, without compilation")
+    cost.set_ylim(0, None)
+    for axes in (quality, cost):
+        axes.axvline(9, **style.PREDICTED, label="classes − 1")
+        axes.set(xscale="log", xlabel=r"width $\hat{r}$ of the compressed network")
+        axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.minorticks_off()
+    style.legend_above(figure, figure.axes[0].get_legend_handles_labels()[0])
+    return figure

@@ -1,0 +1,138 @@
+"""Weight updates of a deep linear network, a perceptron, a convolutional net and a transformer.
+
+Source: the paper's opening observation, docs/theory.md 1.1: `W(t) − W(0)` lives in few directions, in
+all layers and all along training.
+
+The deep linear network learns a target of rank `r` from an orthogonal start, by gradient descent; its
+singular values beyond `2r` are zero (docs/theory.md 3.2), and those drawn there are rounding. The other three
+learn scikit-learn's digits with momentum. One middle layer of each is shown: its singular values at
+several times above, and below the share of the squared norm that the `classes` largest hold, for the
+true labels and for labels drawn at random. Measured: random labels spread the perceptron's update over
+many directions, but not those of the other two, whose share of the top directions is higher with them.
+"""
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+import lowdim_jax as ld
+from figures import networks, style
+from lowdim_jax import nn
+
+CLASSES, SHAPE = 10, (8, 8, 1)
+MODELS = {
+    "MLP": (nn.MLP, "layers.1"),
+    "conv net": (nn.ConvNet, "convolutions.1"),
+    "ViT": (nn.VisionTransformer, "blocks.0.up"),
+}
+SETTINGS = {
+    "small": {
+        "d": 40,
+        "r": 4,
+        "depth": 3,
+        "epsilon": 0.1,
+        "learning_rate": 4e-3,
+        "linear_steps": 880,
+        "MLP": {"width": 128},
+        "conv net": {"channels": 16, "width": 64},
+        "ViT": {"width": 48, "depth": 2, "patch": 2},
+        "rate": 0.05,
+        "steps": 400,
+        "records": 8,
+        "seed": 0,
+    },
+    "paper": {
+        "d": 100,
+        "r": 10,
+        "depth": 3,
+        "epsilon": 0.1,
+        "learning_rate": 2e-3,
+        "linear_steps": 2000,
+        "MLP": {"width": 512},
+        "conv net": {"channels": 32, "width": 256},
+        "ViT": {"width": 64, "depth": 2, "patch": 2},
+        "rate": 0.05,
+        "steps": 1600,
+        "records": 8,
+        "seed": 0,
+    },
+}
+
+
+def compute(settings):
+    """Singular values `(records, k)` and shares `(records,)` of one layer of each network."""
+    arrays = {"DLN": _linear_updates(settings)}
+    arrays["DLN_share"] = _share(arrays["DLN"], 2 * settings["r"])
+    train, _ = nn.digits().split(seed=settings["seed"])
+    rng = np.random.default_rng(settings["seed"])
+    shuffled = train._replace(labels=rng.permutation(train.labels))
+    for name in MODELS:
+        arrays[name] = _updates(name, train, settings)
+        arrays[f"{name}_share"] = _share(arrays[name], CLASSES)
+        arrays[f"{name}_random_share"] = _share(_updates(name, shuffled, settings), CLASSES)
+    return arrays
+
+
+def _linear_updates(settings):
+    start = networks.original(settings)
+    target = networks.separated_target(settings)
+    run = ld.gradient_descent(
+        ld.factorization(target.dense()).loss,
+        start,
+        ld.SGD(settings["learning_rate"]),
+        steps=settings["linear_steps"],
+        record_every=settings["linear_steps"] // settings["records"],
+        observe=lambda weights: jax.numpy.linalg.svd(weights[1] - start[1], compute_uv=False),
+    )
+    return np.asarray(run.observed)[1:]
+
+
+def _updates(name, data, settings):
+    make, path = MODELS[name]
+    model = make(SHAPE, CLASSES, **settings[name], rngs=nnx.Rngs(settings["seed"]))
+    start = nn.matrices(model, [path])
+    every = settings["steps"] // settings["records"]
+    schedule = {"steps": settings["steps"], "record_every": every, "seed": settings["seed"]}
+    values = [
+        nn.updates(start, nn.matrices(model, [path]))[path].singular_values
+        for _ in nn.fit(model, optax.sgd(settings["rate"], momentum=0.9), data, **schedule)
+    ]
+    return np.array(values[1:], float)
+
+
+def _share(values, k):
+    return (values[:, :k] ** 2).sum(axis=1) / (values**2).sum(axis=1)
+
+
+def plot(arrays, settings):
+    """Singular values above, shares of the leading directions below, one column a network."""
+    figure = style.new_figure(height=4.9)
+    names = ["DLN", *MODELS]
+    above, below = figure.subplots(2, len(names), height_ratios=(3, 2))
+    times = np.arange(1, settings["records"] + 1) / settings["records"]
+    colours = style.shades(style.ORIGINAL, settings["records"])[::-1]
+    for column, name in enumerate(names):
+        values, k = arrays[name], 2 * settings["r"] if name == "DLN" else CLASSES
+        index = np.arange(1, values.shape[1] + 1)
+        for row, colour in zip(values, colours, strict=True):
+            above[column].plot(index, row, color=colour, linewidth=1.2)
+        above[column].axvline(k + 0.5, **style.PREDICTED)
+        title = f"{name}, layer 2" if name == "DLN" else f"{name}, {MODELS[name][1]}"
+        above[column].set(title=title, xlabel="index", yscale="log", ylim=_limits(values))
+        below[column].plot(times, arrays[f"{name}_share"], color=style.ORIGINAL, **style.MEASURED)
+        if name != "DLN":
+            random = arrays[f"{name}_random_share"]
+            below[column].plot(times, random, color=style.OTHER_RANK, **style.MEASURED)
+        below[column].set(ylim=(0, 1.05), xlim=(0, 1), xlabel="fraction of training")
+        below[column].set_title(f"in the top {k}", fontsize=9)
+    above[0].set_ylabel(r"singular values of $W(t)-W(0)$")
+    below[0].set_ylabel("share of squared norm")
+    below[1].text(0.95, 0.12, "random labels", color=style.OTHER_RANK, ha="right", fontsize=8.5)
+    below[1].text(0.95, 0.72, "true labels", color=style.ORIGINAL, ha="right", fontsize=8.5)
+    return figure
+
+
+def _limits(values):
+    """Down to what matters: below 1e-4 of the largest lies rounding."""
+    return 1e-4 * values.max(), 2 * values.max()

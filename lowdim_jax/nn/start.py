@@ -1,0 +1,92 @@
+"""Spectral initialization of a layer inside a network (docs/theory.md 1.3)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lowdim_jax import compression
+from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, at_least_single
+from lowdim_jax.nn.paths import Path, layer_at, replace_layer
+
+
+def surrogate(
+    model: nnx.Module, path: Path, loss: Callable, /, *batch
+) -> Float[Array, "d_out d_in"]:
+    """Surrogate matrix of one layer: `−∇ℓ(0)`, over a batch (docs/theory.md 1.3).
+
+    `ℓ(W)` is the loss of the whole model as a function of that layer's end-to-end matrix `W`, all
+    other parameters as they are. The layer's own weights play no part. It is zero where a ReLU
+    follows the layer at once and its bias is not positive: at `W = 0` such units are dead.
+
+    Parameters
+    ----------
+    model
+        Left as it is.
+    path
+        Where the layer is, as in `"head.network"` or `("head", "network")`; an `nnx.Linear`, a
+        `DeepLinear` or a `CompressedLinear`.
+    loss
+        `loss(model, *batch)`, a scalar.
+    batch
+        What else the loss takes.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer.
+    """
+    layer = _linear_layer(model, path)
+    plain = layer.merge() if isinstance(layer, DeepLinear) else nnx.clone(layer)
+    probe = replace_layer(nnx.clone(model), path, plain)
+
+    def matrix_loss(matrix):
+        model = nnx.clone(probe)
+        layer_at(model, path).kernel[...] = matrix.T
+        return loss(model, *batch)
+
+    shape = layer.out_features, layer.in_features
+    return compression.surrogate(jax.jit(matrix_loss), shape, dtype=layer.param_dtype)
+
+
+def spectral_start(
+    model: nnx.Module, path: Path, loss: Callable, /, *batch, scale: float = 1.0
+) -> None:
+    """Start a compressed layer of a model from the singular vectors of its surrogate, in place.
+
+    Rank and depth are the layer's. Where the surrogate has fewer components than that (a layer
+    before a classifier has one less than classes), the rest are orthonormal to them and arbitrary.
+
+    Parameters
+    ----------
+    model, path, loss, batch
+        As for `surrogate`.
+    scale
+        `ε`, positive.
+
+    Raises
+    ------
+    ValueError
+        If the layer is not a `CompressedLinear`, `scale` is not positive, or the gradient vanishes
+        or is not finite.
+    """
+    layer = layer_at(model, path)
+    if not isinstance(layer, CompressedLinear):
+        raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a CompressedLinear")
+    matrix = surrogate(model, path, loss, *batch).astype(at_least_single(layer.param_dtype))
+    if not jnp.any(matrix):
+        raise ValueError(
+            f"the layer at {path!r} has the gradient 0 at W = 0, so no singular vectors to start from: "
+            "does a ReLU without bias follow it?"
+        )
+    rank, depth = len(layer.weights[0]), len(layer.weights)
+    layer.set_weights(compression.compress(matrix, rank=rank, depth=depth, scale=scale))
+
+
+def _linear_layer(model: nnx.Module, path: Path) -> nnx.Linear | DeepLinear:
+    layer = layer_at(model, path)
+    if not isinstance(layer, nnx.Linear | DeepLinear):
+        raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a linear layer")
+    return layer

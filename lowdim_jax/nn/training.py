@@ -1,0 +1,91 @@
+"""Just enough training for checks, figures and examples: softmax loss, accuracy, shuffled batches."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lowdim_jax.nn.data import Images
+
+
+def cross_entropy(
+    model: nnx.Module, images: Float[Array, "n h w c"], labels: Int[Array, " n"], /
+) -> Float[Array, ""]:
+    """Mean softmax cross-entropy of a classifier, in nats."""
+    logits = model(images)  # type: ignore[operator]
+    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+
+def fit(
+    model: nnx.Module,
+    tx: optax.GradientTransformation,
+    data: Images,
+    /,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    record_every: int = 50,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Train a classifier in place, and hand back control every few steps.
+
+    `for step in fit(…)` runs its body before the first step and after every `record_every`-th, with
+    the model as it is then: measure whatever is wanted there. Two models of one structure that are
+    given the same `tx` share one compiled step.
+
+    Parameters
+    ----------
+    model
+        Maps images to logits.
+    tx
+        Any optax optimizer, such as `by_role(…)`.
+    data
+        Training images. They are drawn in shuffled epochs; what does not fill a batch is left out.
+    steps, batch_size, record_every, seed
+        Number of updates, images in each, updates between records, and order of the images.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer images than a batch takes, or `record_every` is below 1.
+    """
+    if not 1 <= batch_size <= len(data.labels):
+        raise ValueError(f"batch_size={batch_size}, expected 1 to {len(data.labels)}, the number of images")
+    if record_every < 1:
+        raise ValueError(f"record_every={record_every}, expected at least 1")
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    batches = _batches(len(labels), batch_size, seed)
+    yield 0
+    for step in range(1, steps + 1):
+        picked = next(batches)
+        _update(model, optimizer, images[picked], labels[picked])
+        if step % record_every == 0 or step == steps:
+            yield step
+
+
+def accuracy(model: nnx.Module, data: Images, /) -> float:
+    """Fraction of images whose largest logit is their label's."""
+    return float(_accuracy(model, jnp.asarray(data.images), jnp.asarray(data.labels)))
+
+
+@nnx.jit
+def _update(model, optimizer, images, labels):
+    optimizer.update(model, nnx.grad(cross_entropy)(model, images, labels))
+
+
+@nnx.jit
+def _accuracy(model, images, labels):
+    return jnp.mean(jnp.argmax(model(images), axis=1) == labels)
+
+
+def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(count)
+        yield from order[: count // size * size].reshape(-1, size)
