@@ -6,6 +6,13 @@ compare with the closed forms of `theory`. The mathematics is in docs/theory.md.
 """
 
 from lowdim_jax import spectra, theory
+from lowdim_jax.completion import (
+    Completion,
+    ObservedCompletion,
+    completion,
+    entries,
+    observed_completion,
+)
 from lowdim_jax.compression import compress, estimate_rank, surrogate
 from lowdim_jax.descent import DescentState, gradient_descent
 from lowdim_jax.factorization import Factorization, factorization
@@ -44,38 +51,46 @@ from lowdim_jax.reduction import (
     reduced_descent,
     sample,
 )
+from lowdim_jax.sensing import Sensing, gaussian_measurements, sensing
 from lowdim_jax.targets import random_target, separated_target
 from lowdim_jax.trajectory import Status, Trajectory
 
 __all__ = [
     "SGD",
+    "Completion",
     "DescentState",
     "Factorization",
     "LowRank",
+    "ObservedCompletion",
     "ReducedFactorization",
     "ReducedLayer",
     "Reduction",
+    "Sensing",
     "Status",
     "Trajectory",
     "Weights",
     "activations",
     "by_role",
+    "completion",
     "compress",
     "compressed_widths",
     "cores",
     "count_parameters",
     "end_to_end",
     "end_to_end_factors",
+    "entries",
     "estimate_rank",
     "factorization",
     "forward",
     "from_singular_vectors",
     "full_widths",
     "gaussian",
+    "gaussian_measurements",
     "gradient_descent",
     "gradient_flow",
     "identity",
     "low_rank",
+    "observed_completion",
     "orthogonal",
     "parameter_count",
     "random_target",
@@ -84,6 +99,7 @@ __all__ = [
     "reduced_descent",
     "roles",
     "sample",
+    "sensing",
     "separated_target",
     "spectra",
     "spectral",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import as_pytree, is_traced
 from lowdim_jax.optimizers import SGD
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
@@ -183,16 +183,6 @@ def _record(observe, state: DescentState, history: _History) -> _History:
     rows = _row(observe, state)
     columns = jax.tree.map(lambda column, row: column.at[count].set(row), tuple(columns), rows)
     return _History(count + 1, *columns)
-
-
-def as_pytree(function: Callable) -> Callable:
-    """A callable as a pytree: a method of a problem keeps the problem's arrays as leaves."""
-    owner = getattr(function, "__self__", None)
-    if owner is not None and not jax.tree_util.all_leaves([owner]):
-        return jax.tree_util.Partial(function.__func__, owner)
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("value",))
