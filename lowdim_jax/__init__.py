@@ -41,6 +41,7 @@ from lowdim_jax.networks import (
     widths,
 )
 from lowdim_jax.optimizers import SGD, by_role
+from lowdim_jax.recovery import Fit, fit
 from lowdim_jax.reduction import (
     ReducedFactorization,
     ReducedLayer,
@@ -60,6 +61,7 @@ __all__ = [
     "Completion",
     "DescentState",
     "Factorization",
+    "Fit",
     "LowRank",
     "ObservedCompletion",
     "ReducedFactorization",
@@ -81,6 +83,7 @@ __all__ = [
     "entries",
     "estimate_rank",
     "factorization",
+    "fit",
     "forward",
     "from_singular_vectors",
     "full_widths",
