@@ -5,7 +5,7 @@ A network is a tuple of weight matrices, input to output. Build a problem (`fact
 compare with the closed forms of `theory`. The mathematics is in docs/theory.md.
 """
 
-from lowdim_jax import spectra, theory
+from lowdim_jax import baselines, ratings, spectra, theory
 from lowdim_jax.completion import (
     Completion,
     ObservedCompletion,
@@ -72,6 +72,7 @@ __all__ = [
     "Trajectory",
     "Weights",
     "activations",
+    "baselines",
     "by_role",
     "completion",
     "compress",
@@ -97,6 +98,7 @@ __all__ = [
     "orthogonal",
     "parameter_count",
     "random_target",
+    "ratings",
     "reduce",
     "reduce_identity",
     "reduced_descent",

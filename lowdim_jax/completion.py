@@ -98,8 +98,8 @@ class ObservedCompletion:
     neighbours in memory: no scattered additions, which would be an order of magnitude slower.
     """
 
-    by_row: "_Groups"
-    by_column: "_Groups"
+    by_row: "Groups"
+    by_column: "Groups"
     count: int = field(metadata={"static": True})
     truth: Float[Array, "d_out d_in"] | LowRank | None = None
 
@@ -259,7 +259,7 @@ def entries(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """Observed entries in groups of `SLOTS` that share an owner (a row, or a column), in chunks.
 
     An owner has as many groups as it needs; what is left of the last one is marked by −1 in `others`.
@@ -271,7 +271,7 @@ class _Groups:
     owners: int = field(metadata={"static": True})
 
 
-def _group(owner: np.ndarray, others: np.ndarray, values: np.ndarray, owners: int) -> _Groups:
+def _group(owner: np.ndarray, others: np.ndarray, values: np.ndarray, owners: int) -> Groups:
     order = np.argsort(owner, kind="stable")
     owner, others, values = owner[order], others[order], values[order]
     counts = np.bincount(owner, minlength=owners)
@@ -290,7 +290,7 @@ def _group(owner: np.ndarray, others: np.ndarray, values: np.ndarray, owners: in
     grouped_values[group, slot] = values
     group_owner = np.zeros(chunks * chunk, np.int32)
     group_owner[:total] = np.repeat(np.arange(owners), groups_of)
-    return _Groups(
+    return Groups(
         jnp.asarray(group_owner.reshape(chunks, chunk)),
         jnp.asarray(grouped_others.reshape(chunks, chunk, SLOTS)),
         jnp.asarray(grouped_values.reshape(chunks, chunk, SLOTS), _float_of(values)),
@@ -319,7 +319,7 @@ def _half_squared_misfit(problem: ObservedCompletion) -> Callable[[jax.Array, ja
     return misfit
 
 
-def _sweep(groups: _Groups, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sweep(groups: Groups, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Half the squared misfit, and its gradient by the owners' factor."""
 
     def chunk(part):

@@ -73,6 +73,7 @@ def fit(
     depth: int = 3,
     rank: int | None = None,
     scale: float | None = None,
+    start: Weights | None = None,
     alpha: float = 1.0,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
@@ -97,6 +98,8 @@ def fit(
         `r̂`; by default twice the number of components of the surrogate above its noise (`compress`).
     scale
         `ε`; by default `ε^L` is 1e-7 times the surrogate's largest singular value.
+    start
+        Initial weights, in place of the compressed network of `depth`, `rank` and `scale`.
     alpha
         `α`, ratio of outer to middle learning rate.
     learning_rate
@@ -121,21 +124,22 @@ def fit(
     ValueError
         If a setting is out of range, or the checkpoint is of another run.
     """
+    depth = depth if start is None else len(start)
     check_depth(depth, least=2)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance={tolerance}, expected a fraction of the initial loss in (0, 1)")
     if not patience > 0:
         raise ValueError(f"patience={patience}, expected a positive number")
-    if scale is None:
+    if start is None and scale is None:
         top = 1 / float(problem.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
         scale = (START * top) ** (1 / depth)
     if learning_rate is None:
         learning_rate = EDGE_FRACTION * float(problem.stable_learning_rate(depth=depth, alpha=alpha))
-    weights = compress(problem, depth=depth, scale=scale, rank=rank)
+    weights = compress(problem, depth=depth, scale=scale, rank=rank) if start is None else start
     settings = {
         "depth": depth,
         "rank": widths(weights)[1],
-        "scale": float(scale),
+        "scale": None if scale is None else float(scale),
         "alpha": float(alpha),
         "learning_rate": float(learning_rate),
         "weight_decay": weight_decay,
