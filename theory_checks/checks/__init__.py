@@ -1,5 +1,5 @@
 """The checks, one module a family; importing this package registers them."""
 
-from theory_checks.checks import compression, conservation, incremental, modes, parsimony
+from theory_checks.checks import compression, conservation, incremental, modes, parsimony, recovery
 
-__all__ = ["compression", "conservation", "incremental", "modes", "parsimony"]
+__all__ = ["compression", "conservation", "incremental", "modes", "parsimony", "recovery"]
