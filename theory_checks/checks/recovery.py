@@ -58,7 +58,7 @@ def _scale(problem, depth: int, start: float = START):
 @check(
     "surrogate-accuracy",
     claim="The surrogate's squared Frobenius error is ‖Φ‖²(d_out d_in + 1)/m for sensing and ‖Φ‖²(1 − p)/p "
-    "for completion, so that the angle to the target's singular subspaces falls as 1/√m and 1/√p.",
+    "for completion, so that the angle to the target's singular subspaces falls as 1/√m and √((1 − p)/p).",
     source="1.7",
     controls={
         "labels of another matrix": {"swap": True},
