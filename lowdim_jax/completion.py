@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse import csr_array, issparse
 
@@ -250,11 +251,11 @@ def observed_completion(
 
 
 def entries(
-    weights: Sequence[jax.Array], rows: Int[Array, " n"], columns: Int[Array, " n"], /
+    weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
 ) -> Float[Array, " n"]:
     """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`."""
     a, b = end_to_end_factors(weights)
-    return jnp.sum(a[rows] * b.T[columns], axis=1)
+    return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
 
 
 @jax.tree_util.register_dataclass

@@ -162,7 +162,7 @@ def read_ratings(*paths: str | Path) -> tuple[Ratings, ...]:
     """
     tables = [_read_lines(Path(path)) for path in paths]
     user_names, item_names = (
-        tuple(dict.fromkeys(row[side] for table in tables for row in table)) for side in (0, 1)
+        tuple(dict.fromkeys(str(row[side]) for table in tables for row in table)) for side in (0, 1)
     )
     numbers = [{name: k for k, name in enumerate(names)} for names in (user_names, item_names)]
     return tuple(

@@ -28,7 +28,8 @@ class _Stack:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.matrices.shape[1:]
+        _, d_out, d_in = self.matrices.shape
+        return d_out, d_in
 
     def apply(self, matrix: jax.Array) -> jax.Array:
         flat = self.matrices.reshape(len(self.matrices), -1)
@@ -181,7 +182,8 @@ def _operator(measurements, shape) -> _Stack | _Pair:
     if isinstance(measurements, tuple) and len(measurements) == 2 and all(map(callable, measurements)):
         if shape is None or len(shape) != 2 or min(shape) < 1:
             raise ValueError(f"shape={shape}, expected (d_out, d_in) beside a pair of functions")
-        return _Pair(*map(as_pytree, measurements), tuple(shape))
+        apply, adjoint = map(as_pytree, measurements)
+        return _Pair(apply, adjoint, tuple(shape))
     stack = jnp.asarray(measurements)
     if stack.ndim != 3 or stack.size == 0 or not jnp.issubdtype(stack.dtype, jnp.floating):
         raise ValueError(
