@@ -7,7 +7,14 @@ compare with the closed forms of `theory`. The mathematics is in docs/theory.md.
 
 from typing import TYPE_CHECKING, Any
 
-from lowdim_jax import spectra, theory
+from lowdim_jax import baselines, ratings, spectra, theory
+from lowdim_jax.completion import (
+    Completion,
+    ObservedCompletion,
+    completion,
+    entries,
+    observed_completion,
+)
 from lowdim_jax.compression import compress, estimate_rank, surrogate
 from lowdim_jax.descent import DescentState, gradient_descent
 from lowdim_jax.factorization import Factorization, factorization
@@ -36,6 +43,7 @@ from lowdim_jax.networks import (
     widths,
 )
 from lowdim_jax.optimizers import SGD, by_role
+from lowdim_jax.recovery import Fit, fit
 from lowdim_jax.reduction import (
     ReducedFactorization,
     ReducedLayer,
@@ -46,6 +54,7 @@ from lowdim_jax.reduction import (
     reduced_descent,
     sample,
 )
+from lowdim_jax.sensing import Sensing, gaussian_measurements, sensing
 from lowdim_jax.targets import random_target, regression_target, separated_target, whiten
 from lowdim_jax.trajectory import Status, Trajectory
 
@@ -54,43 +63,55 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SGD",
+    "Completion",
     "DescentState",
     "Factorization",
+    "Fit",
     "LowRank",
+    "ObservedCompletion",
     "ReducedFactorization",
     "ReducedLayer",
     "Reduction",
+    "Sensing",
     "Status",
     "Trajectory",
     "Weights",
     "activations",
     "balanced",
+    "baselines",
     "by_role",
+    "completion",
     "compress",
     "compressed_widths",
     "cores",
     "count_parameters",
     "end_to_end",
     "end_to_end_factors",
+    "entries",
     "estimate_rank",
     "factorization",
+    "fit",
     "forward",
     "from_singular_vectors",
     "full_widths",
     "gaussian",
+    "gaussian_measurements",
     "gradient_descent",
     "gradient_flow",
     "identity",
     "low_rank",
+    "observed_completion",
     "orthogonal",
     "parameter_count",
     "random_target",
+    "ratings",
     "reduce",
     "reduce_identity",
     "reduced_descent",
     "regression_target",
     "roles",
     "sample",
+    "sensing",
     "separated_target",
     "spectra",
     "spectral",

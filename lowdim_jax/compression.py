@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.sparse import issparse
 
 from lowdim_jax.initialization import spectral
-from lowdim_jax.linalg import LowRank, as_matrix, svd
+from lowdim_jax.linalg import LowRank, as_matrix, leading_svd, svd
 from lowdim_jax.networks import Weights
+
+MAX_COMPONENTS = 100
+"""Components among which the default width of a compressed network is looked for, in a sparse matrix."""
 
 
 def compress(
@@ -28,7 +32,9 @@ def compress(
         `ε`, positive.
     rank
         `r̂`, width of every hidden layer; by default twice the estimated rank of the surrogate, the
-        paper's choice, capped by the matrix's smaller side. The default needs concrete values.
+        paper's choice, capped by the matrix's smaller side. Where the surrogate only estimates the
+        matrix, components that noise alone would show are not counted (docs/theory.md 1.7). The
+        default needs concrete values.
 
     Returns
     -------
@@ -41,10 +47,15 @@ def compress(
     """
     surrogate_of = getattr(problem, "surrogate", None)
     matrix = problem if surrogate_of is None else surrogate_of()
-    if rank is None:
+    if issparse(matrix):
+        matrix = leading_svd(matrix, min(MAX_COMPONENTS, *matrix.shape) if rank is None else rank)
+    elif rank is None:
         with jax.ensure_compile_time_eval():
             matrix = svd(as_matrix("surrogate", matrix))  # one decomposition for rank and vectors
-        rank = min(2 * estimate_rank(matrix), *matrix.shape)
+    if rank is None:
+        error_of = getattr(problem, "surrogate_error", None)
+        noise = None if error_of is None else float(error_of())
+        rank = min(2 * estimate_rank(matrix, atol=noise), *matrix.shape)
     return spectral(matrix, rank=rank, depth=depth, scale=scale)
 
 
@@ -60,9 +71,14 @@ def surrogate(
 
 
 def estimate_rank(
-    matrix: jax.Array | LowRank, /, *, energy: float | None = None, rtol: float | None = None
+    matrix: jax.Array | LowRank,
+    /,
+    *,
+    energy: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
 ) -> int:
-    """Number of components a matrix has, by one of two stated rules.
+    """Number of components a matrix has, at least one, by one of three stated rules.
 
     Parameters
     ----------
@@ -73,22 +89,28 @@ def estimate_rank(
     rtol
         Otherwise: the number of `σ_i > rtol · σ_1`. By default `max(d_out, d_in)` times the rounding
         unit, the numerical rank.
+    atol
+        The number of `σ_i > atol`, for example a level of noise.
 
     Raises
     ------
     ValueError
-        If both rules are given, or `energy` is not in `(0, 1]`.
+        If two rules are given, or `energy` is not in `(0, 1]`.
     """
-    if rtol is not None and not rtol >= 0:
-        raise ValueError(f"rtol={rtol}, expected a non-negative relative tolerance")
+    rules = {"energy": energy, "rtol": rtol, "atol": atol}
+    given = {name: value for name, value in rules.items() if value is not None}
+    if len(given) > 1:
+        several = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{several} are two rules: give one of them")
+    for name in ("rtol", "atol"):
+        if not given.get(name, 0) >= 0:
+            raise ValueError(f"{name}={given[name]}, expected a non-negative tolerance")
     matrix = as_matrix("matrix", matrix)
     with jax.ensure_compile_time_eval():  # so that it works on concrete values under `jit`, too
         sigma = np.asarray(svd(matrix).singular_values)
     if energy is None:
         rtol = max(matrix.shape) * float(np.finfo(sigma.dtype).eps) if rtol is None else rtol
-        return max(1, int(np.sum(sigma > rtol * sigma[0])))
-    if rtol is not None:
-        raise ValueError(f"energy={energy} and rtol={rtol} are two rules: give one of them")
+        return max(1, int(np.sum(sigma > (rtol * sigma[0] if atol is None else atol))))
     if not 0 < energy <= 1:
         raise ValueError(f"energy={energy}, expected a fraction in (0, 1]")
     held = np.cumsum(sigma**2) / np.sum(sigma**2)

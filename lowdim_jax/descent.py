@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import as_pytree, is_traced
 from lowdim_jax.optimizers import SGD
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
@@ -41,7 +41,7 @@ def gradient_descent(
     record_every: int = 1,
     observe: Callable | None = None,
     tolerance: float | None = None,
-    progress: Callable[[DescentState], object] | None = None,
+    progress: Callable[[DescentState], bool | None] | None = None,
     progress_every: int | None = None,
     throw: bool = False,
 ) -> Trajectory:
@@ -57,7 +57,9 @@ def gradient_descent(
         Function of the weights, for example `problem.loss`. The arrays of the problem it is bound to
         are traced, not compiled in.
     weights
-        Pytree of initial weights; a tuple of matrices for a deep linear network.
+        Pytree of initial weights, a tuple of matrices for a deep linear network; or a `DescentState`
+        that an earlier run with this loss and optimizer handed to `progress`, to go on from: in the
+        same chunks the run is then bitwise the one that was not interrupted.
     optimizer
         `SGD(η, alpha=α, …)`, or any optax optimizer (`by_role` for discrepant rates of one).
     steps, record_every
@@ -70,7 +72,7 @@ def gradient_descent(
         Stop at the first record whose loss is at most this.
     progress
         Called with a `DescentState` every `progress_every` steps (by default a hundredth of the run,
-        rounded up to a record). Not under `jit` or `vmap`.
+        rounded up to a record); the run stops where it returns True. Not under `jit` or `vmap`.
     throw
         Raise `RuntimeError` where the run diverges, instead of only saying so in the status.
 
@@ -101,22 +103,23 @@ def gradient_descent(
     settings = (as_pytree(loss), rule, None if observe is None else as_pytree(observe))
 
     state, history = _start(*settings, weights, records=-(-steps // record_every) + 1)
+    stopped = False
     if progress is None:
-        chunk = max(steps, 1)
+        state, history = _advance(*settings, state, history, steps, record_every, tolerance)
     else:
         chunk = record_every * max(1, -(-(progress_every or steps // 100) // record_every))
-    for end in range(chunk, steps + chunk, chunk):
-        state, history = _advance(
-            *settings, state, history, min(end, steps), record_every, tolerance
-        )
-        if progress is not None:
-            progress(state)
-            if state.loss <= tolerance or not jnp.isfinite(state.loss):
-                break
+        while state.step < steps and tolerance < state.loss < jnp.inf and not stopped:
+            end = min(int(state.step) + chunk, steps)
+            state, history = _advance(*settings, state, history, end, record_every, tolerance)
+            stopped = bool(progress(state))
     finite = jnp.isfinite(state.loss)
     status = jnp.where(
         finite,
-        jnp.where(state.loss <= tolerance, Status.REACHED_TOLERANCE, Status.COMPLETED),
+        jnp.where(
+            state.loss <= tolerance,
+            Status.REACHED_TOLERANCE,
+            Status.STOPPED if stopped else Status.COMPLETED,
+        ),
         Status.DIVERGED,
     )
     trajectory = Trajectory(
@@ -132,12 +135,18 @@ def gradient_descent(
     return trajectory.raise_if_failed() if throw else trajectory
 
 
+def initial_state(loss: Callable, optimizer, weights, /) -> DescentState:
+    """State before the first step."""
+    value, gradient = jax.value_and_grad(loss)(weights)
+    start = jnp.zeros((), jnp.int32)
+    return DescentState(start, weights, optimizer.init(weights), value, gradient)
+
+
 @partial(jax.jit, static_argnames="records")
 def _start(loss, optimizer, observe, weights, *, records: int):
-    value, gradient = jax.value_and_grad(loss)(weights)
-    state = DescentState(
-        jnp.zeros((), jnp.int32), weights, optimizer.init(weights), value, gradient
-    )
+    state = weights
+    if not isinstance(weights, DescentState):
+        state = initial_state(loss, optimizer, weights)
     shapes = jax.eval_shape(lambda: _row(observe, state))
     empty = jax.tree.map(
         lambda leaf: jnp.full((records, *leaf.shape), blank(leaf.dtype)), shapes
@@ -183,16 +192,6 @@ def _record(observe, state: DescentState, history: _History) -> _History:
     rows = _row(observe, state)
     columns = jax.tree.map(lambda column, row: column.at[count].set(row), tuple(columns), rows)
     return _History(count + 1, *columns)
-
-
-def as_pytree(function: Callable) -> Callable:
-    """A callable as a pytree: a method of a problem keeps the problem's arrays as leaves."""
-    owner = getattr(function, "__self__", None)
-    if owner is not None and not jax.tree_util.all_leaves([owner]):
-        return jax.tree_util.Partial(function.__func__, owner)
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("value",))

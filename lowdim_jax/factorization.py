@@ -30,7 +30,7 @@ class Factorization:
 
     def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`."""
-        return jnp.sqrt(_squared_error(self.target, weights)) / frobenius_norm(self.target)
+        return relative_error(self.target, weights)
 
     def surrogate(self) -> Float[Array, "d_out d_in"] | LowRank:
         """`−∇ℓ(0) = Φ`: the target is its own surrogate (docs/theory.md 1.3)."""
@@ -66,6 +66,35 @@ def factorization(target, /) -> Factorization:
     if not is_traced(norm) and norm == 0:
         raise ValueError("target is zero: there is no component to learn")
     return Factorization(target)
+
+
+def relative_error(truth, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    """`‖W − Φ‖_F / ‖Φ‖_F`, for any problem that knows its truth `Φ`.
+
+    Raises
+    ------
+    ValueError
+        If `truth` is None: the problem was built from data alone.
+    """
+    if truth is None:
+        raise ValueError("truth is None: build the problem with truth=Φ to measure a recovery error")
+    return jnp.sqrt(_squared_error(truth, weights)) / frobenius_norm(truth)
+
+
+def as_truth(truth, shape: tuple[int, ...], /):
+    """The truth a caller gave with a problem, checked; None where it is not known.
+
+    Raises
+    ------
+    ValueError
+        If it is not a finite matrix of the problem's shape.
+    """
+    if truth is None:
+        return None
+    truth = as_matrix("truth", truth)
+    if truth.shape != tuple(shape):
+        raise ValueError(f"truth has shape {truth.shape}, but the matrix to recover has shape {tuple(shape)}")
+    return truth
 
 
 def _squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array]) -> jax.Array:

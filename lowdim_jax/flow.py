@@ -13,8 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
-from lowdim_jax._tracing import is_traced
-from lowdim_jax.descent import as_pytree
+from lowdim_jax._tracing import as_pytree, is_traced
 from lowdim_jax.networks import roles
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 

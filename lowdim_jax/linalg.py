@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.sparse import issparse
+from scipy.sparse.linalg import svds
 
 from lowdim_jax._tracing import is_traced
 
@@ -98,6 +100,45 @@ def svd(matrix: jax.Array | LowRank, /) -> LowRank:
     return LowRank(u, s, vt.T)
 
 
+def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
+    """Leading `rank` singular triplets of a dense, `LowRank`, or SciPy sparse matrix.
+
+    A sparse matrix with more than 256 rows and columns is decomposed by Lanczos iterations on products
+    with it, converged to rounding (SciPy's `svds` with tolerance zero, in float64). The result depends
+    on the matrix only: it is ordered, the iteration starts from a fixed vector, and of each left vector
+    the largest entry is positive. Vectors of singular values that coincide are arbitrary.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not between 1 and the smaller side.
+    """
+    if not 1 <= rank <= min(matrix.shape):
+        raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ {min(matrix.shape)}")
+    if not issparse(matrix):
+        return svd(matrix).truncate(rank)
+    matrix = matrix.astype(np.float64)
+    if min(matrix.shape) <= max(2 * rank, 256):
+        left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    else:
+        start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+        left, values, right = svds(matrix, k=rank, v0=start)
+    order = np.argsort(-values, kind="stable")[:rank]
+    left, values, right = np.asarray(left)[:, order], values[order], np.asarray(right)[order].T
+    signs = np.sign(left[np.argmax(np.abs(left), axis=0), np.arange(len(order))])
+    dtype = jnp.zeros((), dtype).dtype
+    return LowRank(*(jnp.asarray(part, dtype) for part in (left * signs, values, right * signs)))
+
+
+def noise_norm(energy, shape: tuple[int, int], /):
+    """Spectral norm of a large random matrix of independent entries, from its squared Frobenius norm.
+
+    `s (√d_out + √d_in)` for entries of variance `s²`, `energy = s² d_out d_in` (Bai and Yin 1993).
+    """
+    d_out, d_in = shape
+    return jnp.sqrt(energy) * (d_out**-0.5 + d_in**-0.5)
+
+
 def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
     """The matrix as a plain array."""
     return matrix.dense() if isinstance(matrix, LowRank) else matrix
@@ -158,7 +199,7 @@ def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
     return matrix
 
 
-def check_finite(name: str, array: jax.Array, /) -> None:
+def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:
     """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
     if is_traced(array):
         return

@@ -24,6 +24,8 @@ class Status(IntEnum):
     """The ODE solver used up its step budget before the last requested time."""
     SOLVER_FAILED = 4
     """The ODE solver could not take a step (step size or nonlinear solve failed)."""
+    STOPPED = 5
+    """The caller's `progress` asked to stop."""
 
 
 @jax.tree_util.register_dataclass
@@ -64,8 +66,9 @@ class Trajectory:
 
     @property
     def ok(self) -> bool:
-        """Whether the run completed or reached its tolerance (of a concrete, single run)."""
-        return Status(int(self.status)) in (Status.COMPLETED, Status.REACHED_TOLERANCE)
+        """Whether the run ended as it should (of a concrete, single run)."""
+        good = (Status.COMPLETED, Status.REACHED_TOLERANCE, Status.STOPPED)
+        return Status(int(self.status)) in good
 
     @property
     def message(self) -> str:
@@ -75,6 +78,7 @@ class Trajectory:
         text = {
             Status.COMPLETED: f"completed: {steps} steps",
             Status.REACHED_TOLERANCE: f"reached the loss tolerance after {steps} steps",
+            Status.STOPPED: f"stopped by progress after {steps} steps",
             Status.DIVERGED: f"diverged: the loss is not finite at step {steps}",
             Status.OUT_OF_STEPS: f"out of steps: the budget of {steps} steps ended after t = "
             f"{recorded:g}",

@@ -7,6 +7,7 @@ from theory_checks.checks import (
     modes,
     nonlinear,
     parsimony,
+    recovery,
     stability,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "modes",
     "nonlinear",
     "parsimony",
+    "recovery",
     "stability",
 ]

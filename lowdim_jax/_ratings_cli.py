@@ -1,0 +1,181 @@
+"""The `lowdim-ratings` command: fit a file of ratings, compare with baselines, write what was learned."""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
+from lowdim_jax.ratings import (
+    CANDIDATES,
+    HELD_OUT,
+    RatingModel,
+    Ratings,
+    fit_effects,
+    fit_ratings,
+    hold_out,
+    model_of,
+    read_ratings,
+    residual_problem,
+)
+
+BAD_INPUT, INTERRUPTED = 2, 130
+TEST = 0.1
+"""Fraction of the ratings that are tested on where there is no test file."""
+RANK = 10
+RIDGES = (6.0, 9.0, 12.0, 18.0)
+PENALTIES = (0.3, 0.4, 0.5)
+"""Candidate penalties of the baselines; those of soft-impute are fractions of the largest singular value."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except ValueError as error:
+        print(f"lowdim-ratings: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("lowdim-ratings: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lowdim-ratings", description="Predict ratings with a compressed deep linear network."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("fit", help="fit a file of ratings")
+    command.add_argument("file", metavar="FILE", help="lines of user, item, rating: u.data, or CSV")
+    command.add_argument("--test", metavar="FILE", help="ratings to test on; by default a tenth of FILE")
+    command.add_argument("--depth", type=int, metavar="L", help="number of layers; default: chosen")
+    command.add_argument("--rank", type=int, metavar="R", help="width of the network; default: chosen")
+    command.add_argument("--seed", type=int, default=0, help="of what is held out")
+    command.add_argument("--no-baselines", action="store_true", help="fit the network only")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write factors.npz and predictions.csv")
+    command.set_defaults(command=_fit)
+    return parser
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    if arguments.test is None:
+        (ratings,) = read_ratings(arguments.file)
+        train, test = hold_out(ratings, TEST, seed=arguments.seed + 1)
+    else:
+        train, test = read_ratings(arguments.file, arguments.test)
+    candidates = tuple(
+        dict.fromkeys(
+            (arguments.depth or depth, arguments.rank or rank, start)
+            for depth, rank, start in CANDIDATES
+        )
+    )
+    if arguments.out is not None:
+        _make_writable(arguments.out)
+
+    table = Table("method", "test RMSE", "seconds", "chosen on held-out training ratings")
+
+    def report(name: str, make: Callable[[], tuple[RatingModel, str]]) -> RatingModel:
+        begin = time.perf_counter()
+        model, chosen = make()
+        seconds = time.perf_counter() - begin
+        table.add_row(name, f"{model.rmse(test):.4f}", f"{seconds:.1f}", chosen)
+        return model
+
+    def compressed():
+        model, fit = fit_ratings(train, candidates=candidates, seed=arguments.seed, progress=True)
+        used = fit.settings
+        return model, f"depth {used['depth']}, rank {used['rank']}, {fit.best_step} steps"
+
+    report("user and item effects", lambda: (model_of(train, fit_effects(train)), ""))
+    model = report("compressed network", compressed)
+    if not arguments.no_baselines:
+        for name, baseline in BASELINES.items():
+            report(name, lambda baseline=baseline: _chosen(train, baseline, arguments.seed))
+    Console().print(table)
+    if arguments.out is not None:
+        for path in _write(arguments.out, model, train, test):
+            print(path)
+    return 0
+
+
+def _chosen(train: Ratings, baseline: tuple[Callable, Sequence, str], seed: int) -> tuple[RatingModel, str]:
+    """A baseline with its penalty chosen on held-out ratings, then fitted to all."""
+    part, held = hold_out(train, HELD_OUT, seed=seed)
+    solve, penalties, what = baseline
+
+    def model(ratings: Ratings, penalty) -> RatingModel:
+        effects = fit_effects(ratings)
+        return model_of(ratings, effects, solve(residual_problem(ratings, effects), penalty))
+
+    best = min(penalties, key=lambda penalty: model(part, penalty).rmse(held))
+    return model(train, best), f"{what} {best:g}"
+
+
+def _als(problem, ridge):
+    return alternating_minimization(problem, rank=RANK, ridge=ridge)
+
+
+def _factors(problem, steps):
+    return burer_monteiro(problem, rank=RANK, steps=steps).weights
+
+
+def _nuclear(problem, fraction):
+    top = problem.fraction / float(problem.stable_learning_rate(depth=2))  # of P_Ω(Y), not divided by p
+    return soft_impute(problem, penalty=fraction * top, rank=min(4 * RANK, min(problem.shape) - 1))
+
+
+BASELINES = {
+    "alternating minimization": (_als, RIDGES, "ridge"),
+    "two factors, small Gaussian start": (_factors, (25, 30, 35, 40, 50), "steps"),
+    "soft-impute": (_nuclear, PENALTIES, "penalty / σ_1"),
+}
+
+
+def _make_writable(folder: Path) -> None:
+    """Find out before the fit that its results cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {str(folder)!r} cannot be written to: {error.strerror}") from error
+
+
+def _write(folder: Path, model: RatingModel, train: Ratings, test: Ratings) -> tuple[Path, Path]:
+    """Write factors and predictions, each under a temporary name first."""
+    factors, predictions = folder / "factors.npz", folder / "predictions.csv"
+    temporary = folder / f".factors.{os.getpid()}.npz"
+    layers = {f"layer_{k}": np.asarray(layer) for k, layer in enumerate(model.weights or (), start=1)}
+    np.savez_compressed(
+        temporary,
+        mean=model.effects.mean,
+        user_effects=model.effects.users,
+        item_effects=model.effects.items,
+        users=np.array(train.user_names),
+        items=np.array(train.item_names),
+        **layers,  # pyright: ignore[reportArgumentType]
+    )
+    temporary.replace(factors)
+    temporary = folder / f".predictions.{os.getpid()}"
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("user", "item", "rating", "predicted"))
+        rows = zip(test.users, test.items, test.values, model.predict(test.users, test.items), strict=True)
+        for user, item, rating, predicted in rows:
+            name = (train.user_names[user], train.item_names[item])
+            writer.writerow((*name, f"{rating:g}", f"{predicted:.4f}"))
+    temporary.replace(predictions)
+    return factors, predictions
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What users of matrix completion expect beside a compressed network, on the same problems.
+
+Each returns a network of two factors, so that `loss`, `recovery_error` and `entries` apply to it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse import csr_array
+
+from lowdim_jax.completion import Groups, ObservedCompletion
+from lowdim_jax.initialization import gaussian
+from lowdim_jax.networks import Weights
+from lowdim_jax.recovery import Fit, fit
+
+
+def alternating_minimization(
+    problem: ObservedCompletion, /, *, rank: int, ridge: float, sweeps: int = 15, seed: int = 0
+) -> Weights:
+    """Minimize `½ Σ_Ω (W_ij − y_ij)² + ½ ridge (‖A‖_F² + ‖B‖_F²)` over `A`, then `B`, exactly (ALS)."""
+    dtype = problem.by_row.values.dtype
+    b, a = gaussian(jax.random.key(seed), (problem.shape[1], rank, problem.shape[0]), scale=1, dtype=dtype)
+    for _ in range(sweeps):
+        a = _ridge_regression(problem.by_row, b.T, ridge)
+        b = _ridge_regression(problem.by_column, a, ridge).T
+    return b, a
+
+
+@jax.jit
+def _ridge_regression(groups: Groups, other: jax.Array, ridge) -> jax.Array:
+    """Each owner's row `x` of least `½ Σ (x · other_k − y_k)² + ½ ridge ‖x‖²`."""
+    rank = other.shape[1]
+
+    def chunk(part):
+        others, values = part
+        across = jnp.where((others >= 0)[..., None], other[others], 0)
+        return jnp.einsum("gsr,gsk->grk", across, across), jnp.einsum("gs,gsr->gr", values, across)
+
+    sums = jax.lax.map(chunk, (groups.others, groups.values))
+    grams, sides = (
+        jax.ops.segment_sum(part.reshape(-1, *part.shape[2:]), groups.owner.ravel(), groups.owners)
+        for part in sums
+    )
+    return jnp.linalg.solve(grams + ridge * jnp.eye(rank, dtype=other.dtype)[None], sides[..., None])[..., 0]
+
+
+def burer_monteiro(problem, /, *, rank: int, scale: float = 1e-3, seed: int = 0, **settings) -> Fit:
+    """Gradient descent on two small Gaussian factors; `settings` are those of `fit`."""
+    d_out, d_in = problem.shape
+    start = gaussian(jax.random.key(seed), (d_in, rank, d_out), scale=scale)
+    return fit(problem, start=start, **settings)
+
+
+def soft_impute(
+    problem: ObservedCompletion, /, *, penalty: float, rank: int, steps: int = 50, tolerance: float = 1e-3
+) -> Weights:
+    """Minimize `½ Σ_Ω (W_ij − y_ij)² + penalty ‖W‖_*` by soft-thresholded singular values.
+
+    Mazumder, Hastie, Tibshirani (2010): `W ← S(X)`, `X = P_Ω(Y − W) + W`, of which the leading `rank`
+    singular vectors are followed by one step of subspace iteration each time, on products with a sparse
+    plus a low-rank matrix; until no singular value moves by more than `tolerance` times the largest.
+    """
+    rows, columns, values = problem.triplets()
+    d_out, d_in = problem.shape
+    right = np.linalg.qr(np.random.default_rng(0).standard_normal((d_in, rank)))[0]
+    left, shrunk = np.zeros((d_out, rank)), np.zeros(rank)
+    for _ in range(steps):
+        fitted = np.sum((left * shrunk)[rows] * right[columns], axis=1)
+        sparse = csr_array((values - fitted, (rows, columns)), problem.shape)
+        basis, _ = np.linalg.qr(sparse @ right + left * shrunk)
+        image = sparse.T @ basis + right @ ((left * shrunk).T @ basis)
+        right, sigma, turn = np.linalg.svd(image, full_matrices=False)
+        left, before, shrunk = basis @ turn.T, shrunk, np.maximum(sigma - penalty, 0)
+        if np.abs(shrunk - before).max() <= tolerance * sigma.max():
+            break
+    dtype = problem.by_row.values.dtype
+    return jnp.asarray(right.T, dtype), jnp.asarray(left * shrunk, dtype)

@@ -1,0 +1,369 @@
+"""Matrix completion: recover `Φ` from some of its entries.
+
+Two forms of one problem. `Completion` holds a dense matrix and a mask, and is the faster one for small
+matrices. `ObservedCompletion` holds the observed entries only, in `O(observations + (d_out + d_in) r̂)`
+memory. Entry `(row, column)` is `W[row, column]`: rows are outputs, columns are inputs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+from scipy.sparse import csr_array, issparse
+
+from lowdim_jax._tracing import is_traced
+from lowdim_jax.factorization import as_truth, relative_error
+from lowdim_jax.linalg import LowRank, as_matrix, check_finite, dense, leading_svd, noise_norm
+from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
+from lowdim_jax.theory import edge_of_stability
+
+SLOTS = 16
+"""Entries of a row, or of a column, that are worked on together."""
+CHUNK = 1024
+"""Groups of `SLOTS` entries at a time: what they gather stays in the cache."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Completion:
+    """Matrix completion problem with a dense mask; build it with `completion`.
+
+    Attributes
+    ----------
+    values
+        `(d_out, d_in)`: the observed entries of `Φ`, zero elsewhere.
+    mask
+        `(d_out, d_in)`: `Ω`, true where observed.
+    truth
+        `Φ`, where it is known.
+    """
+
+    values: Float[Array, "d_out d_in"]
+    mask: Bool[Array, "d_out d_in"]
+    truth: Float[Array, "d_out d_in"] | LowRank | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape `(d_out, d_in)` of the matrix to recover."""
+        d_out, d_in = self.values.shape
+        return d_out, d_in
+
+    @property
+    def fraction(self) -> Float[Array, ""]:
+        """`p`, the fraction of entries observed."""
+        return jnp.mean(self.mask, dtype=self.values.dtype)
+
+    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """`‖P_Ω(W − Φ)‖_F² / 2p`, on average over uniformly observed entries `½‖W − Φ‖_F²`."""
+        check_fits(weights, self.shape)
+        matrix = end_to_end(weights)
+        misfit = jnp.where(self.mask, matrix - self.values.astype(matrix.dtype), 0)
+        return jnp.sum(misfit**2) / (2 * self.fraction.astype(matrix.dtype))
+
+    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
+        return relative_error(self.truth, weights)
+
+    def surrogate(self) -> Float[Array, "d_out d_in"]:
+        """`−∇ℓ(0) = P_Ω(Φ) / p`, an unbiased estimate of `Φ` (docs/theory.md 1.3)."""
+        return self.values / self.fraction
+
+    def surrogate_error(self) -> Float[Array, ""]:
+        """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
+        return _surrogate_error(jnp.sum(self.values**2), self.fraction, self.shape)
+
+    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
+        """Edge of stability for the surrogate's top singular value (docs/theory.md 5.2).
+
+        The sharpness at the minimum is at most `1/p` times the one this is the edge for, and for
+        uniformly observed entries close to it: take a fraction of this, 0.3 for example.
+        """
+        return edge_of_stability(jnp.linalg.norm(self.surrogate(), 2), depth=depth, alpha=alpha)
+
+    def observed(self) -> "ObservedCompletion":
+        """The same problem (of concrete values) as its observed entries."""
+        rows, columns = np.nonzero(np.asarray(self.mask))
+        values = np.asarray(self.values)[rows, columns]
+        return observed_completion(rows, columns, values, shape=self.shape, truth=self.truth)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ObservedCompletion:
+    """Matrix completion problem of observed entries; build it with `observed_completion`.
+
+    The entries are kept twice, by row and by column, so that each half of the gradient is a sum over
+    neighbours in memory: no scattered additions, which would be an order of magnitude slower.
+    """
+
+    by_row: "Groups"
+    by_column: "Groups"
+    count: int = field(metadata={"static": True})
+    truth: Float[Array, "d_out d_in"] | LowRank | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape `(d_out, d_in)` of the matrix to recover."""
+        return self.by_row.owners, self.by_column.owners
+
+    @property
+    def fraction(self) -> float:
+        """`p`, the fraction of entries observed."""
+        return self.count / (self.shape[0] * self.shape[1])
+
+    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """`‖P_Ω(W − Φ)‖_F² / 2p`, as `Completion.loss`; never forms `W` for a compressed network."""
+        check_fits(weights, self.shape)
+        if len(weights) == 1:
+            raise ValueError("weights has one layer: observed entries need two factors at least")
+        a, b = end_to_end_factors(weights)
+        return _half_squared_misfit(self)(a, b.T) / self.fraction
+
+    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
+        return relative_error(self.truth, weights)
+
+    def surrogate(self) -> csr_array:
+        """`−∇ℓ(0) = P_Ω(Φ) / p` as a SciPy sparse matrix, of concrete values only."""
+        rows, columns, values = self.triplets()
+        return csr_array((values / self.fraction, (rows, columns)), shape=self.shape)
+
+    def surrogate_error(self) -> Float[Array, ""]:
+        """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
+        return _surrogate_error(jnp.sum(self.by_row.values**2), self.fraction, self.shape)
+
+    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
+        """Edge of stability for the surrogate's top singular value, as `Completion`'s."""
+        top = leading_svd(self.surrogate(), 1).singular_values[0]
+        return edge_of_stability(top, depth=depth, alpha=alpha)
+
+    def triplets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, column and value of every observed entry, ordered by row, then column."""
+        groups = jax.tree.map(np.asarray, self.by_row)
+        seen = groups.others >= 0
+        rows = np.broadcast_to(groups.owner[..., None], seen.shape)
+        return rows[seen], groups.others[seen], groups.values[seen]
+
+    def split(self, fraction: float, /, *, seed: int = 0) -> "tuple[ObservedCompletion, ObservedCompletion]":
+        """A problem to train on, and one of a random `fraction` of the entries to validate on.
+
+        Raises
+        ------
+        ValueError
+            If one of the two would have no entry.
+        """
+        held = np.random.default_rng(seed).permutation(self.count) < round(fraction * self.count)
+        if held.all() or not held.any():
+            raise ValueError(f"fraction={fraction} of {self.count} entries leaves a part without any")
+        return self._part(~held), self._part(held)
+
+    def _part(self, chosen: np.ndarray) -> "ObservedCompletion":
+        parts = (part[chosen] for part in self.triplets())
+        return observed_completion(*parts, shape=self.shape, truth=self.truth)
+
+
+def completion(matrix, mask=None, /, *, truth=None) -> Completion:
+    """Matrix completion problem of a dense matrix.
+
+    Parameters
+    ----------
+    matrix
+        `(d_out, d_in)`. Without a mask, its NaN entries are the ones that were not observed.
+    mask
+        `(d_out, d_in)` booleans, or zeros and ones: true where observed. Other entries of `matrix`
+        are ignored, whatever they are.
+    truth
+        `Φ` where it is known, dense or `LowRank`: only `recovery_error` looks at it.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, nothing is observed, or an observed entry is not finite.
+    """
+    matrix = jnp.asarray(matrix)
+    if mask is None:
+        mask = ~jnp.isnan(matrix)
+    mask = jnp.asarray(mask)
+    if mask.shape != matrix.shape:
+        raise ValueError(f"mask has shape {mask.shape}, but matrix has shape {matrix.shape}")
+    if mask.dtype != bool:
+        _require(mask, (mask == 0) | (mask == 1), "mask", "zeros and ones, or booleans")
+        mask = mask != 0
+    values = dense(as_matrix("matrix, where observed,", jnp.where(mask, matrix, 0)))
+    if not is_traced(mask) and not mask.any():
+        raise ValueError("no entry is observed: the mask is empty, or matrix is NaN throughout")
+    return Completion(values, mask, as_truth(truth, values.shape))
+
+
+def observed_completion(
+    rows, columns=None, values=None, /, *, shape=None, duplicates: str = "raise", truth=None
+) -> ObservedCompletion:
+    """Matrix completion problem of observed entries.
+
+    Parameters
+    ----------
+    rows, columns, values
+        Three arrays of the same length: value `k` was observed in row `rows[k]` (an output) and column
+        `columns[k]` (an input), both counted from zero. Or a SciPy sparse matrix alone, whose stored
+        entries are the observed ones, stored zeros included.
+    shape
+        `(d_out, d_in)`; by default just large enough for the indices. Rows and columns without any
+        entry are allowed: nothing is known of them, and a compressed network predicts zero there.
+    duplicates
+        What to do with an entry that is given twice: `"raise"`, or take the `"mean"`.
+    truth
+        `Φ` where it is known, dense or `LowRank`: only `recovery_error` looks at it.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit together, there is no entry, or an entry is out of range, given twice
+        or not finite.
+    """
+    if issparse(rows):
+        shape = rows.shape if shape is None else shape
+        coordinates = rows.tocoo()
+        rows, columns, values = coordinates.row, coordinates.col, coordinates.data
+    rows, columns, values = map(np.asarray, (rows, columns, values))
+    if rows.ndim != 1 or not rows.shape == columns.shape == values.shape or rows.size == 0:
+        raise ValueError(
+            f"rows, columns and values have shapes {rows.shape}, {columns.shape} and {values.shape}, "
+            "expected three arrays of one length, at least 1"
+        )
+    shape = (int(rows.max()) + 1, int(columns.max()) + 1) if shape is None else tuple(shape)
+    for name, index, size in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
+        if not np.issubdtype(index.dtype, np.integer):
+            raise ValueError(f"{name} has type {index.dtype}, expected integers")
+        _require(index, (index >= 0) & (index < size), name, f"from 0 to {size - 1} for shape {shape}")
+    check_finite("values", values)
+    if not np.issubdtype(values.dtype, np.floating):
+        values = values.astype(float)
+    rows, columns, values = _merge(rows, columns, values, shape[1], duplicates)
+    return ObservedCompletion(
+        by_row=_group(rows, columns, values, shape[0]),
+        by_column=_group(columns, rows, values, shape[1]),
+        count=len(values),
+        truth=as_truth(truth, shape),
+    )
+
+
+def entries(
+    weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
+) -> Float[Array, " n"]:
+    """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`."""
+    a, b = end_to_end_factors(weights)
+    return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Groups:
+    """Observed entries in groups of `SLOTS` that share an owner (a row, or a column), in chunks.
+
+    An owner has as many groups as it needs; what is left of the last one is marked by −1 in `others`.
+    """
+
+    owner: Int[Array, "chunks groups"]
+    others: Int[Array, "chunks groups slots"]
+    values: Float[Array, "chunks groups slots"]
+    owners: int = field(metadata={"static": True})
+
+
+def _group(owner: np.ndarray, others: np.ndarray, values: np.ndarray, owners: int) -> Groups:
+    order = np.argsort(owner, kind="stable")
+    owner, others, values = owner[order], others[order], values[order]
+    counts = np.bincount(owner, minlength=owners)
+    groups_of = -(-counts // SLOTS)
+    position = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first_group = np.repeat(np.cumsum(groups_of) - groups_of, counts)
+    group, slot = first_group + position // SLOTS, position % SLOTS
+
+    total = int(groups_of.sum())
+    chunk = min(CHUNK, total)
+    chunks = -(-total // chunk)
+    padded = (chunks * chunk, SLOTS)
+    grouped_others = np.full(padded, -1, np.int32)
+    grouped_values = np.zeros(padded, values.dtype)
+    grouped_others[group, slot] = others
+    grouped_values[group, slot] = values
+    group_owner = np.zeros(chunks * chunk, np.int32)
+    group_owner[:total] = np.repeat(np.arange(owners), groups_of)
+    return Groups(
+        jnp.asarray(group_owner.reshape(chunks, chunk)),
+        jnp.asarray(grouped_others.reshape(chunks, chunk, SLOTS)),
+        jnp.asarray(grouped_values.reshape(chunks, chunk, SLOTS), _float_of(values)),
+        owners,
+    )
+
+
+def _float_of(values: np.ndarray):
+    """The data type of values as JAX's settings allow it: float64 becomes float32 unless enabled."""
+    return jnp.zeros((), jax.dtypes.canonicalize_dtype(values.dtype)).dtype
+
+
+def _half_squared_misfit(problem: ObservedCompletion) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`½ Σ_Ω (a_row · b_column − y)²` as a function of the factors, with its gradient by hand."""
+
+    @jax.custom_vjp
+    def misfit(a, b):
+        return _sweep(problem.by_row, a, b)[0]
+
+    def forward(a, b):
+        value, gradient_a = _sweep(problem.by_row, a, b)
+        _, gradient_b = _sweep(problem.by_column, b, a)
+        return value, (gradient_a, gradient_b)
+
+    misfit.defvjp(forward, lambda gradients, scale: jax.tree.map(lambda g: scale * g, gradients))
+    return misfit
+
+
+def _sweep(groups: Groups, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Half the squared misfit, and its gradient by the owners' factor."""
+
+    def chunk(part):
+        owner, others, values = part
+        across = other[others]
+        misfit = jnp.einsum("gsr,gr->gs", across, own[owner]) - values.astype(own.dtype)
+        misfit = jnp.where(others >= 0, misfit, 0)
+        return jnp.sum(misfit**2) / 2, jnp.einsum("gs,gsr->gr", misfit, across)
+
+    halves, gradients = jax.lax.map(chunk, (groups.owner, groups.others, groups.values))
+    gradients = gradients.reshape(-1, own.shape[1])
+    total = jax.ops.segment_sum(gradients, groups.owner.reshape(-1), num_segments=groups.owners)
+    return jnp.sum(halves), total
+
+
+def _surrogate_error(energy, fraction, shape) -> jax.Array:
+    """Spectral norm of noise of the surrogate's squared Frobenius error, `(1 − p) / p² Σ_Ω Φ_ij²`."""
+    return noise_norm(energy * (1 - fraction), shape) / fraction
+
+
+def _merge(rows, columns, values, width: int, duplicates: str):
+    """Entries ordered by row, then column, each of them once."""
+    if duplicates not in ("raise", "mean"):
+        raise ValueError(f"duplicates={duplicates!r}, expected 'raise' or 'mean'")
+    place, inverse, counts = np.unique(
+        rows.astype(np.int64) * width + columns, return_inverse=True, return_counts=True
+    )
+    if duplicates == "raise" and len(place) < len(rows):
+        row, column = divmod(int(place[np.argmax(counts > 1)]), width)
+        raise ValueError(
+            f"{len(rows) - len(place)} entries are given more than once, the first in row {row}, column "
+            f"{column}: remove them, or take duplicates='mean'"
+        )
+    means = np.bincount(inverse, values) / counts
+    return *divmod(place, width), means.astype(values.dtype)
+
+
+def _require(array, holds, name: str, expected: str) -> None:
+    """Raise `ValueError` naming the first entry of a concrete array for which a condition fails."""
+    if is_traced(array):
+        return
+    bad = np.flatnonzero(~np.asarray(holds))
+    if len(bad):
+        first = np.asarray(array).flat[bad[0]]
+        raise ValueError(f"{name} has {first} at position {bad[0]}, expected {expected}")

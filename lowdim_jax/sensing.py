@@ -1,0 +1,238 @@
+"""Matrix sensing: recover `Φ` from linear measurements `y_i = ⟨A_i, Φ⟩`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lowdim_jax._tracing import as_pytree, is_traced
+from lowdim_jax.factorization import as_truth, relative_error
+from lowdim_jax.linalg import LowRank, check_finite, dense, noise_norm
+from lowdim_jax.networks import check_fits, end_to_end
+from lowdim_jax.theory import edge_of_stability
+
+PROBES = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Stack:
+    """`𝒜` as a dense stack of measurement matrices; products with it are two passes over the stack."""
+
+    matrices: Float[Array, "m d_out d_in"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        _, d_out, d_in = self.matrices.shape
+        return d_out, d_in
+
+    def apply(self, matrix: jax.Array) -> jax.Array:
+        flat = self.matrices.reshape(len(self.matrices), -1)
+        return (flat @ matrix.astype(flat.dtype).ravel()).astype(matrix.dtype)
+
+    def adjoint(self, y: jax.Array) -> jax.Array:
+        flat = self.matrices.reshape(len(self.matrices), -1)
+        return (y.astype(flat.dtype) @ flat).reshape(self.shape).astype(y.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Pair:
+    """`𝒜` as a caller's two functions, whose arrays are leaves where they are methods of a pytree."""
+
+    apply: Callable[[jax.Array], jax.Array]
+    adjoint: Callable[[jax.Array], jax.Array]
+    shape: tuple[int, int] = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sensing:
+    """Matrix sensing problem; build it with `sensing`.
+
+    Attributes
+    ----------
+    operator
+        `𝒜`, with `apply(W)` of shape `(m,)` and `adjoint(y)` of shape `(d_out, d_in)`.
+    labels
+        `(m,)`: `y`.
+    curvature
+        `c`, the mean eigenvalue of `𝒜*𝒜`, by which the loss is divided.
+    truth
+        `Φ`, where it is known.
+    """
+
+    operator: Any
+    labels: Float[Array, " m"]
+    curvature: Float[Array, ""]
+    truth: Float[Array, "d_out d_in"] | LowRank | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape `(d_out, d_in)` of the matrix to recover."""
+        return self.operator.shape
+
+    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """`‖𝒜(W) − y‖² / 2c`, on average over isotropic measurements `½‖W − Φ‖_F²`."""
+        check_fits(weights, self.shape)
+        matrix = end_to_end(weights)
+        misfit = _linear(self.operator)(matrix) - self.labels.astype(matrix.dtype)
+        return jnp.sum(misfit**2) / (2 * self.curvature.astype(matrix.dtype))
+
+    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+        """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
+        return relative_error(self.truth, weights)
+
+    def surrogate(self) -> Float[Array, "d_out d_in"]:
+        """`−∇ℓ(0) = 𝒜*(y) / c`, an unbiased estimate of `Φ` (docs/theory.md 1.3)."""
+        return self.operator.adjoint(self.labels) / self.curvature
+
+    def surrogate_error(self) -> Float[Array, ""]:
+        """Expected spectral norm of `surrogate − Φ`, for Gaussian measurements (docs/theory.md 1.7).
+
+        `‖Φ‖_F (√d_out + √d_in) / √m`, with `‖Φ‖_F²` estimated by `‖y‖² / c`.
+        """
+        energy = jnp.sum(self.labels**2) / self.curvature
+        d_out, d_in = self.shape
+        return noise_norm(energy * d_out * d_in / len(self.labels), self.shape)
+
+    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
+        """Edge of stability for the surrogate's top singular value (docs/theory.md 5.2).
+
+        The sharpness at the minimum exceeds the one of factorization by what `𝒜*𝒜 / c` departs
+        from the identity on low-rank matrices: take a fraction of this, 0.3 for example.
+        """
+        top = jnp.linalg.norm(self.surrogate(), 2)
+        return edge_of_stability(top, depth=depth, alpha=alpha)
+
+
+def sensing(
+    measurements, labels=None, /, *, truth=None, shape: tuple[int, int] | None = None, curvature=None
+) -> Sensing:
+    """Matrix sensing problem of given measurements.
+
+    Parameters
+    ----------
+    measurements
+        Stack of measurement matrices `A_i`, of shape `(m, d_out, d_in)`; or a pair of functions
+        `(apply, adjoint)`, `apply` from `(d_out, d_in)` to `(m,)` arrays and `adjoint` back.
+    labels
+        `(m,)`: `y`. If left out, the truth's measurements `𝒜(Φ)`.
+    truth
+        `Φ` where it is known, dense or `LowRank`: only `recovery_error` looks at it.
+    shape
+        `(d_out, d_in)`, for a pair of functions.
+    curvature
+        `c` of the loss `‖𝒜(W) − y‖² / 2c`. By default the mean eigenvalue of `𝒜*𝒜`: exact for a
+        stack, `Σ_i ‖A_i‖_F² / (d_out d_in)`, and a mean over Gaussian probes for functions. It is 1 for
+        `gaussian_measurements`. The paper's code has `A_i ~ N(0, 1)/m` and `c = 1`, a loss `m` times
+        smaller than this one: its `η` is `η / m` here.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together, there is no measurement, entries are not finite, or `adjoint`
+        is not the adjoint of `apply`.
+
+    Notes
+    -----
+    float32 measurements with float64 weights take half the memory and time. Products with them are
+    then float32 ones: the gradient is exact to about 1e-7, and so is the matrix recovered.
+    """
+    operator = _operator(measurements, shape)
+    truth = as_truth(truth, operator.shape)
+    if labels is None:
+        if truth is None:
+            raise ValueError("labels and truth are both missing, expected one of them")
+        labels = jax.jit(lambda operator, truth: operator.apply(dense(truth)))(operator, truth)
+    labels = jnp.asarray(labels)
+    expected = jax.eval_shape(operator.apply, jax.ShapeDtypeStruct(operator.shape, labels.dtype)).shape
+    if labels.shape != expected or labels.size == 0:
+        raise ValueError(f"labels has shape {labels.shape}, expected {expected}: one a measurement")
+    check_finite("labels", labels)
+    if isinstance(operator, _Pair):
+        _check_adjoint(operator, labels)
+    if curvature is None:
+        curvature = _mean_eigenvalue(operator, labels.dtype)
+    curvature = jnp.asarray(curvature, labels.dtype)
+    if not is_traced(curvature) and not 0 < curvature < jnp.inf:
+        raise ValueError(f"curvature={curvature}, expected a positive finite number")
+    return Sensing(operator, labels, curvature, truth)
+
+
+@partial(jax.jit, static_argnums=(1, 2), static_argnames="dtype")
+def gaussian_measurements(key: jax.Array, m: int, shape: tuple[int, int], /, *, dtype=None):
+    """`m` independent Gaussian measurement matrices with entries `N(0, 1/m)`, `(m, d_out, d_in)`.
+
+    Normalized so that `𝒜*𝒜` is the identity on average. One compiled program, a matrix at a time so
+    that nothing beside the result needs memory.
+    """
+    def draw(key):
+        return jax.random.normal(key, shape, dtype) / m**0.5
+
+    return jax.lax.map(draw, jax.random.split(key, m))
+
+
+def _operator(measurements, shape) -> _Stack | _Pair:
+    if isinstance(measurements, tuple) and len(measurements) == 2 and all(map(callable, measurements)):
+        if shape is None or len(shape) != 2 or min(shape) < 1:
+            raise ValueError(f"shape={shape}, expected (d_out, d_in) beside a pair of functions")
+        apply, adjoint = map(as_pytree, measurements)
+        return _Pair(apply, adjoint, tuple(shape))
+    stack = jnp.asarray(measurements)
+    if stack.ndim != 3 or stack.size == 0 or not jnp.issubdtype(stack.dtype, jnp.floating):
+        raise ValueError(
+            f"measurements has shape {stack.shape} and type {stack.dtype}, expected floats of shape "
+            "(m, d_out, d_in), or a pair of functions"
+        )
+    if shape is not None and tuple(shape) != stack.shape[1:]:
+        raise ValueError(f"shape={shape}, but the measurements are of {stack.shape[1:]} matrices")
+    if not is_traced(stack) and not jnp.isfinite(jnp.sum(stack)):  # a reduction: no copy of the stack
+        raise ValueError("measurements has entries that are NaN or infinite")
+    return _Stack(stack)
+
+
+def _linear(operator) -> Callable[[jax.Array], jax.Array]:
+    """`𝒜` with `𝒜*` as its derivative's transpose: a caller's `apply` is never differentiated."""
+
+    @jax.custom_vjp
+    def apply(matrix):
+        return operator.apply(matrix)
+
+    apply.defvjp(lambda matrix: (apply(matrix), None), lambda _, y: (operator.adjoint(y),))
+    return apply
+
+
+def _check_adjoint(operator: _Pair, labels: jax.Array) -> None:
+    """Raise `ValueError` unless `⟨𝒜(W), y⟩ = ⟨W, 𝒜*(y)⟩` for one random pair of concrete values."""
+    if is_traced(operator, labels):
+        return
+    rng = np.random.default_rng(0)
+    matrix, y = (
+        jnp.asarray(rng.standard_normal(shape), labels.dtype) for shape in (operator.shape, labels.shape)
+    )
+    image, back = operator.apply(matrix), operator.adjoint(y)
+    if back.shape != operator.shape:
+        raise ValueError(f"adjoint returns shape {back.shape}, expected {operator.shape}")
+    gap = abs(float(jnp.vdot(image, y) - jnp.vdot(matrix, back)))
+    if not gap <= 1e-3 * float(jnp.linalg.norm(image) * jnp.linalg.norm(y)):
+        raise ValueError(f"adjoint is not the adjoint of apply: ⟨𝒜(W), y⟩ and ⟨W, 𝒜*(y)⟩ differ by {gap:g}")
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _mean_eigenvalue(operator, dtype) -> jax.Array:
+    """`trace(𝒜*𝒜) / (d_out d_in)`, for a pair of functions from Gaussian probes."""
+    if isinstance(operator, _Stack):
+        d_out, d_in = operator.shape
+        return (jnp.sum(operator.matrices**2) / (d_out * d_in)).astype(dtype)
+
+    def energy(key):
+        return jnp.sum(operator.apply(jax.random.normal(key, operator.shape, dtype)) ** 2)
+
+    keys = jax.random.split(jax.random.key(0), PROBES)
+    return jnp.mean(jax.lax.map(energy, keys)) / (operator.shape[0] * operator.shape[1])

@@ -1,0 +1,195 @@
+"""Claims on training without tuning: it converges, keeps the best weights, and survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowdim_jax as ld
+from lowdim_jax import baselines
+from lowdim_jax.trajectory import Status
+
+
+def completion(factor=1.0, noise=0.0, d=40, rank=2, fraction=0.5):
+    rng = np.random.default_rng(0)
+    target = ld.separated_target(jax.random.key(0), d, rank).dense() * factor
+    noisy = target + noise * factor * rng.standard_normal((d, d))
+    return ld.completion(noisy, rng.random((d, d)) < fraction, truth=target)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e3])
+def test_completion_from_data_alone_converges_at_any_scale_of_the_data(x64, factor):
+    problem = completion(factor)
+    fit = ld.fit(problem)
+    assert fit.status == Status.REACHED_TOLERANCE
+    assert problem.recovery_error(fit.weights) < 1e-4
+    assert fit.losses[-1] < 1e-11 * fit.losses[0]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e3])
+def test_sensing_from_data_alone_converges_at_any_scale_of_data_and_measurements(x64, factor):
+    target = ld.separated_target(jax.random.key(0), 20, 2)
+    stack = ld.gaussian_measurements(jax.random.key(1), 300, (20, 20))
+    problem = ld.sensing(stack / factor, truth=target.dense() * factor)
+    fit = ld.fit(problem)
+    assert fit.status == Status.REACHED_TOLERANCE
+    assert problem.recovery_error(fit.weights) < 1e-4
+
+
+def test_every_setting_can_be_given(x64):
+    problem = completion()
+    given = {"depth": 2, "rank": 3, "scale": 0.1, "alpha": 2.0, "learning_rate": 1e-3, "weight_decay": 0.1}
+    fit = ld.fit(problem, steps=100, check_every=25, **given)
+    assert fit.settings == {**given, "check_every": 25}
+    assert ld.widths(fit.weights) == (40, 3, 40)
+    weights = ld.compress(problem, depth=2, scale=0.1, rank=3)
+    optimizer = ld.SGD(1e-3, alpha=2.0, weight_decay=0.1)
+    run = ld.gradient_descent(problem.loss, weights, optimizer, steps=100)
+    np.testing.assert_allclose(fit.weights[0], run.weights[0], rtol=1e-12)
+    np.testing.assert_array_equal(fit.steps, [0, 25, 50, 75, 100])
+    np.testing.assert_allclose(fit.losses, run.losses[::25], rtol=1e-12)
+
+
+def test_noise_is_not_fitted_where_there_is_validation(x64):
+    train, held = completion(noise=1.0).observed().split(0.1)
+    fit = ld.fit(train, rank=10, validate=held.loss)
+    assert fit.status == Status.STOPPED
+    best = np.argmin(fit.validation)
+    assert fit.best_step == fit.steps[best] < fit.steps[-1]
+    assert fit.losses[-1] < fit.losses[best]
+    np.testing.assert_allclose(held.loss(fit.weights), fit.validation[best], rtol=1e-12)
+    unstopped = ld.fit(train, rank=10, steps=int(3 * fit.best_step))
+    problem = completion(noise=1.0)
+    assert problem.recovery_error(fit.weights) < problem.recovery_error(unstopped.weights)
+
+
+def test_a_run_that_diverges_says_so(x64):
+    problem = completion()
+    fit = ld.fit(problem, learning_rate=5 * float(problem.stable_learning_rate(depth=3)), steps=5000)
+    assert fit.status == Status.DIVERGED
+    assert "stable below" in fit.message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 1}, "depth=1, expected an integer of at least 2"),
+        ({"tolerance": 0.0}, "tolerance=0.0, expected a fraction"),
+        ({"patience": 0.0}, "patience=0.0, expected a positive"),
+        ({"rank": 99}, "rank=99, expected 1 ≤ rank ≤ 40"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ld.fit(completion(), **options)
+
+
+PROGRAM = """
+import sys
+import jax
+import numpy as np
+import lowdim_jax as ld
+jax.config.update("jax_enable_x64", True)
+checkpoint, result = sys.argv[1:]
+rng = np.random.default_rng(0)
+target = rng.standard_normal((300, 3)) @ rng.standard_normal((3, 300))
+mask = rng.random(target.shape) < 0.3
+train, held = ld.completion(target + rng.standard_normal(target.shape), mask).observed().split(0.1)
+fit = ld.fit(train, rank=6, steps=1500, check_every=10, tolerance=1e-15, patience=1e6,
+             validate=held.loss, checkpoint=checkpoint)
+np.savez(result, *fit.weights, steps=fit.steps, losses=fit.losses, validation=fit.validation)
+"""
+
+
+def test_a_killed_run_goes_on_bitwise_from_its_checkpoint(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+
+    def start(checkpoint, result):
+        command = [sys.executable, str(program), str(tmp_path / checkpoint), str(tmp_path / result)]
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+    assert start("whole.ckpt", "whole.npz").wait(timeout=120) == 0
+    killed = start("killed.ckpt", "killed.npz")
+    while killed.poll() is None and not (tmp_path / "killed.ckpt").exists():
+        time.sleep(0.005)
+    time.sleep(0.2)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(timeout=60) == -signal.SIGKILL  # it was still running
+    with np.load(tmp_path / "killed.ckpt") as checkpoint:
+        assert 1 < len(checkpoint["history"]) < 151
+    assert not (tmp_path / "killed.npz").exists()
+    assert start("killed.ckpt", "killed.npz").wait(timeout=120) == 0
+    with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "killed.npz") as resumed:
+        assert set(whole) == set(resumed)
+        for name in whole:
+            np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
+
+
+def test_a_checkpoint_of_another_run_is_refused(x64, tmp_path):
+    path = tmp_path / "run.ckpt"
+    options = {"steps": 100, "checkpoint": path}
+    ld.fit(completion(), rank=4, **options)
+    with pytest.raises(ValueError, match="was written with rank=4, now it is 5"):
+        ld.fit(completion(), rank=5, **options)
+    settings = {"scale": 0.1, "learning_rate": 1e-3, "rank": 4, **options}
+    path.unlink()
+    ld.fit(completion(), **settings)
+    with pytest.raises(ValueError, match="for other data"):
+        ld.fit(completion(2.0), **settings)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="is not one of a fit"):
+        ld.fit(completion(), **settings)
+
+
+def test_a_longer_run_goes_on_from_the_checkpoint_of_a_shorter_one(x64, tmp_path):
+    short = {"check_every": 20, "checkpoint": tmp_path / "run.ckpt"}
+    ld.fit(completion(), steps=100, **short)
+    resumed = ld.fit(completion(), steps=200, **short)
+    whole = ld.fit(completion(), steps=200, check_every=20)
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    for a, b in zip(resumed.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_baselines_recover_what_they_can(x64):
+    problem = completion().observed()
+    als = baselines.alternating_minimization(problem, rank=2, ridge=1e-8, sweeps=30)
+    assert problem.recovery_error(als) < 1e-3
+    factors = baselines.burer_monteiro(problem, rank=2)
+    assert problem.recovery_error(factors.weights) < 1e-4
+    shrunk = baselines.soft_impute(problem, penalty=0.05, rank=10, steps=500, tolerance=1e-6)
+    assert problem.recovery_error(shrunk) < 0.05
+
+
+def test_soft_impute_is_at_the_optimum_of_its_objective(x64):
+    """The subgradient condition: `−∇` is `penalty U Vᵀ` on the solution's spaces, less elsewhere."""
+    problem = completion(noise=0.3).observed()
+    weights = baselines.soft_impute(problem, penalty=5.0, rank=30, steps=2000, tolerance=1e-10)
+    rows, columns, values = problem.triplets()
+    misfit = np.zeros(problem.shape)
+    misfit[rows, columns] = values - ld.entries(weights, rows, columns)
+    parts = ld.spectra.network_svd(weights)
+    kept = int(jnp.sum(parts.singular_values > 1e-6))
+    np.testing.assert_allclose(
+        misfit @ parts.right[:, :kept], 5.0 * np.asarray(parts.left[:, :kept]), atol=1e-3
+    )
+    assert np.linalg.norm(misfit, 2) < 5.0 + 1e-3
+    assert 0 < kept < 30
+
+
+def test_alternating_minimization_solves_ridge_regressions(x64):
+    problem = completion(noise=0.3).observed()
+    b, a = baselines.alternating_minimization(problem, rank=3, ridge=2.0, sweeps=400)
+
+    def objective(factors):
+        return problem.loss(factors) * problem.fraction + sum(jnp.sum(f**2) for f in factors)
+
+    for gradient in jax.grad(objective)((b, a)):
+        assert jnp.abs(gradient).max() < 1e-3 * jnp.abs(a).max()
