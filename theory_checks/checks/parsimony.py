@@ -206,6 +206,85 @@ def rectangular_reduction(
 
 
 @check(
+    "haar-overlap",
+    claim="The overlap (R_LᵀU*)ᵀV* is that of two independent uniform frames: E‖·‖_F² = r²/d, drawn "
+    "directly or through the product of L Haar layers.",
+    source="3.4",
+    controls={"drawn at half the width": {"drawn_width": 4}},
+    any_target=False,
+)
+def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
+    d, rank, draws = 8, 2, 400
+    values = jnp.ones(rank, setting.dtype)
+
+    def direct(key):
+        target = ld.sample(key, drawn_width, values, depth=DEPTH, scale=SCALE).problem.target
+        return jnp.sum((target.left.T @ target.right) ** 2)
+
+    def through_layers(key):
+        key_weights, key_target = jax.random.split(key)
+        product = ld.end_to_end(ld.orthogonal(key_weights, (d,) * (DEPTH + 1), scale=1.0))
+        target = ld.random_target(key_target, (d, d), values.astype(product.dtype))
+        return jnp.sum((target.left.T @ product @ target.right) ** 2)
+
+    def draw(target, key):
+        del target
+        keys = jax.random.split(key, draws)
+        return jnp.stack([jax.vmap(direct)(keys), jax.vmap(through_layers)(keys).astype(values.dtype)])
+
+    squares = np.asarray(per_seed(draw, setting))  # seeds × constructions × draws
+    means = squares.mean(axis=2)
+    standard_errors = squares.std(axis=2) / draws**0.5
+    return Evidence(
+        errors=np.max(np.abs(means - rank**2 / d) / standard_errors, axis=1),
+        tolerance=5.0,
+        reason=f"five standard errors of the mean of {draws} draws",
+        quantity="largest |mean of ‖overlap‖_F² − r²/d|, in standard errors",
+        predicted={"mean of ‖overlap‖_F²": rank**2 / d},
+        measured={"drawn directly": means[:, 0], "through the layers": means[:, 1]},
+    )
+
+
+@check(
+    "whitened-data",
+    claim="On inputs with X Xᵀ = I, descent on ½‖W X − Y‖² is descent on ½‖W − Y Xᵀ‖², in every layer.",
+    source="3.6",
+    controls={"inputs that are not white": {"white": False}},
+    any_target=False,
+)
+def whitened_data(setting: Setting, /, *, white=True) -> Evidence:
+    d_in, d_out, samples, steps = 12, 4, 60, 200
+
+    def distance(target, key):
+        del target
+        key_inputs, key_labels, key_weights = jax.random.split(key, 3)
+        raw = jax.random.normal(key_inputs, (d_in, samples), setting.dtype)
+        inputs = ld.whiten(raw)
+        labels = jax.nn.one_hot(
+            jax.random.randint(key_labels, (samples,), 0, d_out), d_out, dtype=setting.dtype
+        ).T
+        problem = ld.factorization(ld.regression_target(inputs, labels))
+        shown = inputs if white else raw / samples**0.5
+        weights = ld.orthogonal(key_weights, (d_in, d_in, d_out), scale=SCALE, dtype=setting.dtype)
+        rule = ld.SGD(0.5 * problem.stable_learning_rate(depth=2))
+        runs = [
+            ld.gradient_descent(loss, weights, rule, steps=steps, record_every=steps)
+            for loss in (lambda w: jnp.sum((ld.forward(w, shown) - labels) ** 2) / 2, problem.loss)
+        ]
+        return jnp.max(_relative_gaps(*(run.weights for run in runs)))
+
+    errors = np.asarray(per_seed(distance, setting))
+    return Evidence(
+        errors=errors,
+        tolerance=setting.rounding(steps),
+        reason=f"rounding of {steps} steps",
+        quantity="largest relative Frobenius difference of a layer",
+        predicted={"difference": 0},
+        measured={"difference": errors},
+    )
+
+
+@check(
     "low-rank-updates",
     claim="Weight updates W_l(t) − W_l(0) have rank at most 2r, up to the slow motion of the bulk.",
     source="1.1, 3.2",

@@ -1,4 +1,4 @@
-"""Section 5 of docs/theory.md: which learning rates are stable, and what happens beyond."""
+"""Sections 5 and 2.6 of docs/theory.md: which learning rates are stable, and what that costs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from lowdim_jax import theory
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.setting import Setting
 from theory_checks.training import (
+    FITTED,
     compressed,
     edge,
     keep,
@@ -273,4 +274,48 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
         predicted=predicted,
         measured=measured,
         curves=tuple(curves),
+    )
+
+
+def _wait(target, key, *, scale, depth, rank, steps):
+    """First step at which the last component is fitted, at half the target's edge."""
+    rate = 0.5 * theory.edge_of_stability(target.singular_values[0], depth=depth)
+    weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, observe=observe_modes(target)
+    )
+    fitted = jnp.abs(run.observed - target.singular_values) <= FITTED * target.singular_values
+    return ld.spectra.first_time(run.t, fitted)[-1]
+
+
+@check(
+    "stiffness",
+    claim="At half the edge, fitting component r takes t_r L σ*_1^{2−2/L} steps: ε^−(L−2) more for "
+    "smaller ε, because stability limits every step.",
+    source="2.6",
+    controls={"the count of a network one layer deeper": {"extra_depth": 1}},
+)
+def stiffness(setting: Setting, /, *, extra_depth=0) -> Evidence:
+    depth, scales = 3, (0.05, 0.1)
+    rate = 0.5 * edge(setting, depth=depth)
+    steps = steps_to_fit(setting, rate, depth=depth, scale=scales[0], slack=1.5)
+    measured, predicted = [], []
+    for scale in scales:
+        rank = setting.compressed_rank
+        measured.append(
+            np.asarray(per_seed(_wait, setting, {"scale": scale}, depth=depth, rank=rank, steps=steps))
+        )
+        counts = jax.vmap(
+            lambda sigma, scale=scale: theory.explicit_steps(
+                sigma, depth=depth + extra_depth, scale=scale, tolerance=FITTED
+            )[-1]
+        )(setting.targets.singular_values)
+        predicted.append(np.asarray(counts))
+    return Evidence(
+        errors=np.max(np.abs(np.divide(measured, predicted) - 1), axis=0),
+        tolerance=0.1,
+        reason="descent at half the edge lags the flow to first order in η",
+        quantity="largest relative deviation of the number of steps, two initialization scales",
+        predicted={f"steps at ε = {s:g}": p for s, p in zip(scales, predicted, strict=True)},
+        measured={f"steps at ε = {s:g}": m for s, m in zip(scales, measured, strict=True)},
     )
