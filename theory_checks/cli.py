@@ -36,6 +36,15 @@ def _parser() -> argparse.ArgumentParser:
         help="only checks whose name matches; may be repeated",
     )
 
+    only.add_argument(
+        "--load",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a Python file that registers checks of your own; may be repeated",
+    )
+
     show = commands.add_parser("list", parents=[only], help="list the checks and their claims")
     show.set_defaults(command=_list)
 
@@ -56,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: here")
     run.set_defaults(command=_run)
+
+    compare = commands.add_parser("compare", help="what changed between two runs; exit code 1 if worse")
+    compare.add_argument("before", type=Path, metavar="A.json")
+    compare.add_argument("after", type=Path, metavar="B.json")
+    compare.set_defaults(command=_compare)
     return parser
 
 
@@ -68,8 +82,10 @@ def _positive(text: str) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from textwrap import fill
 
-    from theory_checks.registry import select
+    from theory_checks.registry import load, select
 
+    for path in arguments.load:
+        load(path)
     for check in select(arguments.only):
         print(f"{check.name}  (docs/theory.md {check.source})")
         print(fill(check.claim, 96, initial_indent="    ", subsequent_indent="    "))
@@ -84,12 +100,14 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("--rank is the rank kept of --target: give both")
     _configure_jax(arguments.device, arguments.dtype)
 
-    from theory_checks.registry import select
+    from theory_checks.registry import load, select
     from theory_checks.report import print_table, print_verdict, track, write
     from theory_checks.runner import environment, run_checks
     from theory_checks.setting import Setting
     from theory_checks.targets import load_matrix, prepare
 
+    for path in arguments.load:
+        load(path)
     checks = select(arguments.only)
     target, note = None, ""
     if arguments.target is not None:
@@ -120,6 +138,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if "incomplete" in about:
         return INTERRUPTED
     return 0 if all(result.passed for result in results) else FAILED
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from theory_checks.compare import print_comparison, read_report, worse
+
+    before, after = read_report(arguments.before), read_report(arguments.after)
+    print_comparison(before, after)
+    return FAILED if worse(before, after) else 0
 
 
 def _require_writable(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """What a check is: a claim, the comparison that tests it, and the controls that must fail it."""
 
+import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,23 @@ def check(
         return compare
 
     return register
+
+
+def load(path: Path) -> None:
+    """Run a Python file that registers checks of its own with `check`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it raises.
+    """
+    if not path.is_file():
+        raise ValueError(f"--load {str(path)!r}: there is no such file")
+    all_checks()  # so that a name that is taken is an error of the file loaded
+    try:
+        runpy.run_path(str(path), run_name=path.stem)
+    except Exception as error:
+        raise ValueError(f"--load {str(path)!r}: {type(error).__name__}: {error}") from error
 
 
 def all_checks() -> tuple[Check, ...]:

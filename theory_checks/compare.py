@@ -1,0 +1,86 @@
+"""What changed between two runs of the checks, from their `report.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report, as a dictionary.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is no JSON, or was not written by `theory-checks run`.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"report {str(path)!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"report {str(path)!r} is no JSON file: {error}") from error
+    if not isinstance(report, dict) or "checks" not in report or "versions" not in report:
+        raise ValueError(f"report {str(path)!r} was not written by theory-checks run")
+    return report
+
+
+def settings_changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Device, precision, versions, seeds and settings that differ, by name."""
+    flat = [
+        {name: report[name] for name in ("device", "dtype", "matmul_precision", "seeds")}
+        | report["versions"]
+        | report["settings"]
+        for report in (before, after)
+    ]
+    names = dict.fromkeys([*flat[0], *flat[1]])
+    values = {name: (flat[0].get(name), flat[1].get(name)) for name in names}
+    return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+
+
+def checks_changed(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name and both entries of every check whose outcome or error differs; None where it did not run."""
+    entries = [{entry["name"]: entry for entry in report["checks"]} for report in (before, after)]
+    names = dict.fromkeys([*entries[0], *entries[1]])
+
+    def found(entry):
+        return None if entry is None else (entry["outcome"], entry["errors_by_seed"])
+
+    pairs = ((name, entries[0].get(name), entries[1].get(name)) for name in names)
+    return [(name, a, b) for name, a, b in pairs if found(a) != found(b)]
+
+
+def worse(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Checks that passed before and did not afterwards."""
+    passed = {entry["name"] for entry in before["checks"] if entry["passed"]}
+    return [entry["name"] for entry in after["checks"] if entry["name"] in passed and not entry["passed"]]
+
+
+def print_comparison(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Print what differs: settings first, then a row a check."""
+    console = Console()
+    changed = settings_changed(before, after)
+    for name, (old, new) in changed.items():
+        console.print(f"{name}: {old} → {new}", markup=False)
+    rows = checks_changed(before, after)
+    if not rows:
+        console.print(f"the same errors and outcomes in all {len(after['checks'])} checks")
+        return
+    table = Table("check", "outcome", "error before", "error after", "tolerance", box=None)
+    for name, old, new in rows:
+        outcomes = [entry["outcome"] if entry else "not run" for entry in (old, new)]
+        outcome = outcomes[0] if outcomes[0] == outcomes[1] else " → ".join(outcomes)
+        table.add_row(name, outcome, _error(old), _error(new), _number((new or old)["tolerance"]))
+    console.print(table)
+    lost = worse(before, after)
+    console.print(f"no longer hold: {', '.join(lost)}" if lost else "every check that held still holds")
+
+
+def _error(entry: dict[str, Any] | None) -> str:
+    return "–" if entry is None else _number(entry["error"])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, int | float) else str(value)
