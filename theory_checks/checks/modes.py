@@ -187,25 +187,25 @@ def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
     times = jax.vmap(
         lambda scale: per_seed(lambda target, key: half_times(target, key, scale, steps), setting)
     )(jnp.asarray(scales, setting.dtype))
-    # σ*_i t_i ε^{L − 2} (L − 2), predicted to be 1 to leading order: seeds × scales × components
-    times = np.moveaxis(np.asarray(times), 0, 1)
-    powers = np.asarray(scales)[None, :, None] ** (depth - 2) * (depth - 2)
-    products = times * np.asarray(setting.targets.singular_values)[:, None, :] * powers
-    errors = np.max(np.abs(products - 1), axis=(1, 2))
+    times = np.moveaxis(np.asarray(times), 0, 1)  # seeds × scales × components
+    predicted = theory.fit_time_small_scale(
+        setting.targets.singular_values[:, None, :], depth=depth,
+        scale=jnp.asarray(scales, setting.dtype)[None, :, None],
+    )
+    ratios = times / np.asarray(predicted)
+    errors = np.max(np.abs(ratios - 1), axis=(1, 2))
     next_order = 3 * SMALL_SCALES[-1] / float(jnp.min(setting.targets.singular_values)) ** (1 / depth)
     return Evidence(
         errors=errors,
         tolerance=next_order,
         reason=f"next order of the expansion in ε, 3 ε / σ*_r^{{1/L}} at ε = {SMALL_SCALES[-1]:g}",
         quantity="largest |(L−2) ε^{L−2} σ*_i t_i − 1|, t_i the time to σ*_i / 2",
-        predicted={"(L−2) ε^{L−2} σ*_i t_i": 1.0},
-        measured={"(L−2) ε^{L−2} σ*_i t_i, seed 0, smallest ε": products[0, 0]},
+        predicted={"(L−2) ε^{L−2} σ*_i t_i, seed 0, smallest ε": 1.0},
+        measured={"(L−2) ε^{L−2} σ*_i t_i, seed 0, smallest ε": ratios[0, 0]},
         curves=(
             Curve(
                 "time to half height of each component", np.asarray(scales),
-                np.asarray(theory.fit_time_small_scale(
-                    setting.targets.singular_values[0][None, :], depth=depth,
-                    scale=jnp.asarray(scales, setting.dtype)[:, None])),
+                np.asarray(predicted[0]),
                 times[0],
                 xlabel="initialization scale ε", ylabel="flow time", xlog=True, ylog=True,
             ),

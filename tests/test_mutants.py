@@ -1,0 +1,113 @@
+"""The suite catches a library broken on purpose. Opt-in, minutes long: `pytest -m mutants`.
+
+Each mutant is one edit of the source in a copy of the packages; the checks named have to fail there.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What is broken, file, text, its replacement, the checks that have to notice.
+MUTANTS = [
+    ("loss without its half", "factorization", "weights) / 2\n", "weights)\n", "scalar-map"),
+    ("sign of the target", "factorization", "b_in - jnp.diag(", "b_in + jnp.diag(", "scalar-map"),
+    ("sign of the middle rates", "optimizers", '"middle": -self', '"middle": self', "scalar-map"),
+    ("α dropped in training", "optimizers", "-self.alpha * self.learning_rate", "-self.learning_rate",
+     "edge-of-stability"),
+    ("α on the middle layers", "optimizers", '"middle": -self.learning_rate',
+     '"middle": -self.alpha * self.learning_rate', "edge-of-stability"),
+    ("recording one step late", "descent", "state.step + record_every, end)",
+     "state.step + record_every + 1, end)", "scalar-map"),
+    ("two steps counted for one", "descent", "DescentState(state.step + 1,", "DescentState(state.step + 2,",
+     "scalar-map"),
+    ("gradient of the weights before", "descent", "updates, optimizer_state = optimizer.update(\n"
+     "            state.gradient,", "updates, optimizer_state = optimizer.update(\n"
+     "            jax.tree.map(jnp.zeros_like, state.gradient),", "scalar-map"),
+    ("outer factors transposed", "initialization", "(scale * right.T, *middle, scale * left)",
+     "(scale * left.T, *middle, scale * right)", "scalar-map"),
+    ("middle factors without ε", "initialization", "middle = (scale * jnp.eye(", "middle = (jnp.eye(",
+     "scalar-map"),
+    ("wrong ε of orthogonal layers", "initialization", "return tuple(scale * draw(",
+     "return tuple(scale**2 * draw(", "block-structure"),
+    ("surrogate's vectors in reversed order", "initialization",
+     "extend_orthonormal(parts.right, rank, key=key_right)",
+     "extend_orthonormal(parts.right[:, ::-1], rank, key=key_right)", "dominance"),
+    ("exponent of the mode law", "_mode", "(2 - 2 / self.depth) * log_sigma",
+     "(2 - 1 / self.depth) * log_sigma", "mode-trajectories"),
+    ("depth in the mode law", "_mode", "jnp.log(self.depth) +", "jnp.log(self.depth + 1) +",
+     "mode-trajectories"),
+    ("conserved quantity of discrepant rates", "_mode", "a = jnp.where(slow, alpha, 1 /",
+     "a = jnp.where(slow, alpha**2, 1 /", "discrepant-modes"),
+    ("discrepant descent map", "_mode", "new_outer = outer + alpha * push", "new_outer = outer + 2 * push",
+     "scalar-map"),
+    ("small-scale exponent", "theory", "mode.scale ** (2 - depth)", "mode.scale ** (1 - depth)",
+     "small-scale-law"),
+    ("plateaus without their half", "theory", "targets[::-1] ** 2 / 2", "targets[::-1] ** 2",
+     "incremental-fitting"),
+    ("singular value rate", "theory", "depth * sigma ** (2 - 2 / depth) * aligned",
+     "depth * sigma ** (2 - 1 / depth) * aligned", "singular-value-rate"),
+    ("exponent of the sharpness", "theory", "depth * top ** (2 - 2 / depth)",
+     "depth * top ** (2 - 1 / depth)", "sharpness-at-minimum"),
+    ("exponent of α", "theory", "min(1.0, 2 / depth)", "min(1.0, 1 / depth)", "edge-of-stability"),
+    ("edge without its two", "theory", "return 2 / sharpness(", "return 1 / sharpness(", "edge-of-stability"),
+    ("two-cycle's exponent", "theory", "z ** (2 * depth - 1))", "z ** (2 * depth))", "two-cycle"),
+    ("sign of the balance drift", "theory", "* (1 - drift**2)", "* (1 + drift**2)", "balance-drift"),
+    ("steps of a stiff run", "theory", "return wait * sharpness(", "return wait / sharpness(", "stiffness"),
+    ("rates of the flow", "flow", 'by_role = {"outer": jnp.asarray(alpha, dtype)',
+     'by_role = {"outer": jnp.ones((), dtype)', "discrepant-modes"),
+    ("bulk forgotten in a layer", "reduction", "+ layer.bulk * live", "+ 0 * live", "lossless-reduction"),
+    ("bulk pushed by all its directions", "reduction", "* jax.lax.stop_gradient(bulk))", "* bulk)",
+     "lossless-reduction"),
+    ("basis without the left vectors", "reduction", "[forward[-1], backward[-1]]",
+     "[forward[-1], forward[-1]]", "lossless-reduction"),
+    ("core lifted transposed", "reduction", "after @ layer.core @ before.T +",
+     "after @ layer.core.T @ before.T +", "lossless-reduction"),
+    ("same vectors on both sides", "targets", "haar(key_left, (d_out, r), dtype), -",
+     "haar(key_right, (d_out, r), dtype), -", "haar-overlap"),
+    ("regression target doubled", "targets", "svd(outputs @ inputs.T)", "svd(2 * outputs @ inputs.T)",
+     "whitened-data"),
+    ("widths one too large", "networks", "return (d_in, *(rank,) * (depth - 1), d_out)",
+     "return (d_in, *(rank + 1,) * (depth - 1), d_out)", "parameter-count nonlinear* merge"),
+    ("merged layer transposed", "nn/layers", "matrix = end_to_end(self.weights)",
+     "matrix = end_to_end(self.weights)[::-1]", "merge"),
+]  # fmt: skip
+
+
+def run_mutant(folder, module, text, replacement, checks):
+    """Copy the packages, edit one place, run the checks there."""
+    for package in ("lowdim_jax", "theory_checks"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "lowdim_jax" / f"{module}.py"
+    source = path.read_text("utf-8")
+    assert source.count(text) == 1, "the mutation is not of one place"
+    path.write_text(source.replace(text, replacement), "utf-8")
+    only = [part for name in checks.split() for part in ("--only", name)]
+    return subprocess.run(
+        [sys.executable, "-m", "theory_checks", "run", "--seeds", "1", "--out", str(folder), *only],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.mutants
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant[0].replace(" ", "-") for mutant in MUTANTS])
+def test_the_suite_notices(mutant, tmp_path):
+    done = run_mutant(tmp_path, *mutant[1:])
+    # 1: a check failed. A crash of the command itself, or bad input (2), would be no evidence.
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.mutants
+def test_the_unbroken_copy_passes(tmp_path):
+    text = "weights) / 2\n"
+    done = run_mutant(tmp_path, "factorization", text, text, "scalar-map edge-of-stability dominance")
+    assert done.returncode == 0, done.stdout[-2000:]
