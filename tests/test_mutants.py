@@ -73,7 +73,7 @@ MUTANTS = [
     ("regression target doubled", "targets", "svd(outputs @ inputs.T)", "svd(2 * outputs @ inputs.T)",
      "whitened-data"),
     ("widths one too large", "networks", "return (d_in, *(rank,) * (depth - 1), d_out)",
-     "return (d_in, *(rank + 1,) * (depth - 1), d_out)", "parameter-count nonlinear* merge"),
+     "return (d_in, *(rank + 1,) * (depth - 1), d_out)", "parameter-count"),
     ("merged layer transposed", "nn/layers", "matrix = end_to_end(self.weights)",
      "matrix = end_to_end(self.weights)[::-1]", "merge"),
 ]  # fmt: skip

@@ -36,9 +36,13 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
         ld.parameter_count(ld.compress(target, depth=depth, scale=1.0, rank=rank + extra))
         for depth in depths
     ]
+    planned = [
+        ld.count_parameters(ld.compressed_widths(d_out, d_in, depth=depth, rank=rank + extra))
+        for depth in depths
+    ]
     full = ld.count_parameters(ld.full_widths(d_out, d_in, depth=3))
     return Evidence(
-        errors=np.abs(np.subtract(measured, predicted)).max(keepdims=True),
+        errors=np.abs(np.subtract([measured, planned], predicted)).max(keepdims=True).ravel(),
         tolerance=0,
         reason="whole numbers",
         quantity="largest difference over L = 2 … 6",
