@@ -223,14 +223,17 @@ def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
 
     def through_layers(key):
         key_weights, key_target = jax.random.split(key)
-        product = ld.end_to_end(ld.orthogonal(key_weights, (d,) * (DEPTH + 1), scale=1.0))
-        target = ld.random_target(key_target, (d, d), values.astype(product.dtype))
+        weights = ld.orthogonal(key_weights, (d,) * (DEPTH + 1), scale=1.0, dtype=setting.dtype)
+        product = ld.end_to_end(weights)
+        target = ld.random_target(key_target, (d, d), values)
         return jnp.sum((target.left.T @ product @ target.right) ** 2)
 
     def draw(target, key):
         del target
         keys = jax.random.split(key, draws)
-        return jnp.stack([jax.vmap(direct)(keys), jax.vmap(through_layers)(keys).astype(values.dtype)])
+        # One draw after the other: batched QR inside a loop can deadlock on XLA's CPU threads.
+        pairs = jax.lax.map(lambda key: jnp.stack([direct(key), through_layers(key)]), keys)
+        return pairs.T
 
     squares = np.asarray(per_seed(draw, setting))  # seeds × constructions × draws
     means = squares.mean(axis=2)
