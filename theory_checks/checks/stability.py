@@ -46,15 +46,11 @@ def _top_curvature(loss, weights, rates, key):
     return jax.lax.fori_loop(0, POWER_ITERATIONS, power, (start, zero))[1]
 
 
-def _minimum(target, key, *, alpha, depth, rank):
+def _minimum(target, *, alpha, depth):
     """The minimum that discrepant rates reach as `ε → 0`: outer factors `√α` times the middle ones."""
-    left, right = compressed(target, key, depth=2, scale=1.0, rank=rank)[::-1]
-    middle = jnp.pad(target.singular_values, (0, rank - target.singular_values.size)) ** (1 / depth)
-    if depth == 2:
-        return middle[:, None] * right, left * middle[None, :]
-    middle = middle / alpha ** (1 / depth)
-    outer = jnp.sqrt(alpha) * middle
-    return outer[:, None] * right, *(jnp.diag(middle),) * (depth - 2), left * outer[None, :]
+    factor = {"outer": alpha ** (1 / 2 - 1 / depth), "middle": alpha ** (-1 / depth)}
+    weights = ld.balanced(target, depth=depth)
+    return tuple(factor[role] * layer for role, layer in zip(ld.roles(weights), weights, strict=True))
 
 
 def _curvature_at_the_end(target, key, *, alpha, depth, rank, steps):
@@ -155,12 +151,13 @@ def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidenc
     )
 
 
-def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, rank, steps):
+def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps):
     """`|u*_1ᵀ W v*_1 − σ*_1|` at every step from a start near the minimum, at a fraction of the edge."""
+    del key
     top = target.singular_values[0]
     rate = fraction * theory.edge_of_stability(top, depth=depth + extra_depth, alpha=assumed)
     size = jnp.sqrt(jnp.finfo(target.dtype).eps)
-    weights = _minimum(target, key, alpha=alpha, depth=depth, rank=rank)
+    weights = _minimum(target, alpha=alpha, depth=depth)
     weights = tuple(layer * (1 + size) for layer in weights)
     run = ld.gradient_descent(
         ld.factorization(target).loss, weights, ld.SGD(rate, alpha=alpha), steps=steps,
@@ -190,8 +187,7 @@ def edge_of_stability(
             numbers = {"alpha": alpha, "assumed": assumed, "fraction": fraction}
             distance = np.asarray(
                 per_seed(
-                    _growth, setting, numbers, depth=depth, extra_depth=extra_depth,
-                    rank=setting.compressed_rank, steps=steps,
+                    _growth, setting, numbers, depth=depth, extra_depth=extra_depth, steps=steps
                 )
             )
             factor = (distance[:, -1] / distance[:, 0]) ** (1 / steps)
