@@ -17,7 +17,16 @@ from scipy.sparse import csr_array, issparse
 
 from lowdim_jax._tracing import is_traced
 from lowdim_jax.factorization import as_truth, relative_error
-from lowdim_jax.linalg import LowRank, as_matrix, check_finite, dense, leading_svd, noise_norm
+from lowdim_jax.linalg import (
+    LowRank,
+    as_array,
+    as_matrix,
+    check_finite,
+    dense,
+    leading_svd,
+    noise_norm,
+    spectral_norm,
+)
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
 from lowdim_jax.theory import edge_of_stability
 
@@ -55,7 +64,7 @@ class Completion:
     @property
     def fraction(self) -> Float[Array, ""]:
         """`p`, the fraction of entries observed."""
-        return jnp.mean(self.mask, dtype=self.values.dtype)
+        return self.mask.mean(dtype=self.values.dtype)
 
     def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
         """`‖P_Ω(W − Φ)‖_F² / 2p`, on average over uniformly observed entries `½‖W − Φ‖_F²`."""
@@ -74,7 +83,7 @@ class Completion:
 
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
-        return _surrogate_error(jnp.sum(self.values**2), self.fraction, self.shape)
+        return _surrogate_error((self.values**2).sum(), self.fraction, self.shape)
 
     def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
         """Edge of stability for the surrogate's top singular value (docs/theory.md 5.2).
@@ -82,7 +91,7 @@ class Completion:
         The sharpness at the minimum is at most `1/p` times the one this is the edge for, and for
         uniformly observed entries close to it: take a fraction of this, 0.3 for example.
         """
-        return edge_of_stability(jnp.linalg.norm(self.surrogate(), 2), depth=depth, alpha=alpha)
+        return edge_of_stability(spectral_norm(self.surrogate()), depth=depth, alpha=alpha)
 
     def observed(self) -> "ObservedCompletion":
         """The same problem (of concrete values) as its observed entries."""
@@ -134,7 +143,7 @@ class ObservedCompletion:
 
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
-        return _surrogate_error(jnp.sum(self.by_row.values**2), self.fraction, self.shape)
+        return _surrogate_error((self.by_row.values**2).sum(), self.fraction, self.shape)
 
     def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
         """Edge of stability for the surrogate's top singular value, as `Completion`'s."""
@@ -184,19 +193,18 @@ def completion(matrix, mask=None, /, *, truth=None) -> Completion:
     ValueError
         If shapes do not fit, nothing is observed, or an observed entry is not finite.
     """
-    matrix = jnp.asarray(matrix)
-    if mask is None:
-        mask = ~jnp.isnan(matrix)
-    mask = jnp.asarray(mask)
+    xp = jnp if is_traced(matrix, mask) else np  # which has nothing to compile
+    matrix = xp.asarray(matrix)
+    mask = ~xp.isnan(matrix) if mask is None else xp.asarray(mask)
     if mask.shape != matrix.shape:
         raise ValueError(f"mask has shape {mask.shape}, but matrix has shape {matrix.shape}")
     if mask.dtype != bool:
         _require(mask, (mask == 0) | (mask == 1), "mask", "zeros and ones, or booleans")
         mask = mask != 0
-    values = dense(as_matrix("matrix, where observed,", jnp.where(mask, matrix, 0)))
+    values = dense(as_matrix("matrix, where observed,", xp.where(mask, matrix, 0)))
     if not is_traced(mask) and not mask.any():
         raise ValueError("no entry is observed: the mask is empty, or matrix is NaN throughout")
-    return Completion(values, mask, as_truth(truth, values.shape))
+    return Completion(values, as_array(mask), as_truth(truth, values.shape))
 
 
 def observed_completion(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.sparse import issparse
 
+from lowdim_jax._tracing import on_host
 from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import LowRank, as_matrix, leading_svd, svd
 from lowdim_jax.networks import Weights
@@ -45,6 +46,7 @@ def compress(
     ValueError
         If `rank`, `depth` or `scale` is out of range.
     """
+    problem = on_host(problem)
     surrogate_of = getattr(problem, "surrogate", None)
     matrix = problem if surrogate_of is None else surrogate_of()
     if issparse(matrix):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lowdim_jax._tracing import as_pytree, is_traced
@@ -103,25 +104,22 @@ def gradient_descent(
     settings = (as_pytree(loss), rule, None if observe is None else as_pytree(observe))
 
     state, history = _start(*settings, weights, records=-(-steps // record_every) + 1)
-    stopped = False
     if progress is None:
-        state, history = _advance(*settings, state, history, steps, record_every, tolerance)
+        state, history, status = _advance(*settings, state, history, steps, record_every, tolerance)
     else:
         chunk = record_every * max(1, -(-(progress_every or steps // 100) // record_every))
-        while state.step < steps and tolerance < state.loss < jnp.inf and not stopped:
-            end = min(int(state.step) + chunk, steps)
-            state, history = _advance(*settings, state, history, end, record_every, tolerance)
+        stopped, status = False, Status.COMPLETED
+        while not stopped and status == Status.COMPLETED:
+            before = int(state.step)
+            end = min(before + chunk, steps)
+            state, history, status = _advance(*settings, state, history, end, record_every, tolerance)
+            status = Status(int(status))
+            if int(state.step) == before:
+                break
             stopped = bool(progress(state))
-    finite = jnp.isfinite(state.loss)
-    status = jnp.where(
-        finite,
-        jnp.where(
-            state.loss <= tolerance,
-            Status.REACHED_TOLERANCE,
-            Status.STOPPED if stopped else Status.COMPLETED,
-        ),
-        Status.DIVERGED,
-    )
+        if stopped and status == Status.COMPLETED:
+            status = Status.STOPPED
+        status = jax.device_put(np.int32(status))
     trajectory = Trajectory(
         t=history.t,
         losses=history.losses,
@@ -179,7 +177,9 @@ def _advance(loss, optimizer, observe, state, history, end, record_every, tolera
         state, _ = carry
         return (state.step < end) & jnp.isfinite(state.loss) & (state.loss > tolerance)
 
-    return jax.lax.while_loop(unfinished, steps_to_next_record, (state, history))
+    state, history = jax.lax.while_loop(unfinished, steps_to_next_record, (state, history))
+    ended = jnp.where(state.loss <= tolerance, Status.REACHED_TOLERANCE, Status.COMPLETED)
+    return state, history, jnp.where(jnp.isfinite(state.loss), ended, Status.DIVERGED)
 
 
 def _row(observe, state: DescentState):
@@ -215,7 +215,7 @@ def _with_stability_hint(trajectory: Trajectory, loss, optimizer) -> Trajectory:
     edge_of = getattr(problem, "stable_learning_rate", None)
     if is_traced(trajectory.status) or edge_of is None or not isinstance(optimizer, SGD):
         return trajectory
-    if trajectory.status != Status.DIVERGED:
+    if int(trajectory.status) != Status.DIVERGED:
         return trajectory
     edge = edge_of(depth=len(trajectory.weights), alpha=optimizer.alpha)
     return replace(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, frobenius_norm, low_rank, svd
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
 from lowdim_jax.theory import edge_of_stability
@@ -62,7 +62,7 @@ def factorization(target, /) -> Factorization:
     if isinstance(target, tuple) and len(target) == 3:
         target = low_rank(*target)
     target = as_matrix("target", target)
-    norm = frobenius_norm(target)
+    norm = frobenius_norm(on_host(target))
     if not is_traced(norm) and norm == 0:
         raise ValueError("target is zero: there is no component to learn")
     return Factorization(target)

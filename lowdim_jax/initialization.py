@@ -5,6 +5,7 @@ Frobenius norm per layer, `ε √min(d_l, d_{l−1})`, so that they can be compa
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -93,14 +94,18 @@ def spectral(
     surrogate = as_matrix("surrogate", surrogate)
     d_out, d_in = surrogate.shape
     compressed_widths(d_out, d_in, depth=depth, rank=rank)
-    parts = svd(surrogate)
-    key_left, key_right = jax.random.split(jax.random.key(0))
-    return from_singular_vectors(
-        extend_orthonormal(parts.left, rank, key=key_left),
-        extend_orthonormal(parts.right, rank, key=key_right),
-        depth=depth,
-        scale=scale,
-    )
+    check_scale(scale)
+    return _spectral(svd(surrogate), scale, rank=rank, depth=depth)
+
+
+@partial(jax.jit, static_argnames=("rank", "depth"))
+def _spectral(parts: LowRank, scale, *, rank: int, depth: int) -> Weights:
+    left, right = parts.left[:, :rank], parts.right[:, :rank]
+    if left.shape[1] < rank:
+        key_left, key_right = jax.random.split(jax.random.key(0))
+        left = extend_orthonormal(left, rank, key=key_left)
+        right = extend_orthonormal(right, rank, key=key_right)
+    return from_singular_vectors(left, right, depth=depth, scale=scale)
 
 
 def from_singular_vectors(

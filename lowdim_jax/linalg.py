@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from scipy.sparse import issparse
 from scipy.sparse.linalg import svds
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import is_traced, on_host
 
 
 @jax.tree_util.register_dataclass
@@ -96,8 +96,18 @@ def svd(matrix: jax.Array | LowRank, /) -> LowRank:
     """Thin singular value decomposition of a dense matrix; a `LowRank` is returned as it is."""
     if isinstance(matrix, LowRank):
         return matrix
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return LowRank(u, s, vt.T)
+    if is_traced(matrix):
+        u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+        return LowRank(u, s, vt.T)
+    matrix = on_host(matrix)
+    u, s, vt = matrix.__array_namespace__().linalg.svd(matrix, full_matrices=False)
+    return jax.device_put(LowRank(u, s, vt.T))
+
+
+def spectral_norm(matrix: jax.Array | np.ndarray, /):
+    """Largest singular value of a dense matrix."""
+    matrix = on_host(matrix)
+    return matrix.__array_namespace__().linalg.norm(matrix, ord=2)
 
 
 def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
@@ -126,8 +136,9 @@ def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
     order = np.argsort(-values, kind="stable")[:rank]
     left, values, right = np.asarray(left)[:, order], values[order], np.asarray(right)[order].T
     signs = np.sign(left[np.argmax(np.abs(left), axis=0), np.arange(len(order))])
-    dtype = jnp.zeros((), dtype).dtype
-    return LowRank(*(jnp.asarray(part, dtype) for part in (left * signs, values, right * signs)))
+    dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+    parts = LowRank(left * signs, values, right * signs)
+    return jax.device_put(jax.tree.map(lambda part: part.astype(dtype), parts))
 
 
 def noise_norm(energy, shape: tuple[int, int], /):
@@ -136,7 +147,7 @@ def noise_norm(energy, shape: tuple[int, int], /):
     `s (√d_out + √d_in)` for entries of variance `s²`, `energy = s² d_out d_in` (Bai and Yin 1993).
     """
     d_out, d_in = shape
-    return jnp.sqrt(energy) * (d_out**-0.5 + d_in**-0.5)
+    return energy**0.5 * (d_out**-0.5 + d_in**-0.5)
 
 
 def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
@@ -147,7 +158,7 @@ def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
 def frobenius_norm(matrix: jax.Array | LowRank, /) -> jax.Array:
     """Frobenius norm, from the singular values where those are at hand."""
     values = matrix.singular_values if isinstance(matrix, LowRank) else matrix
-    return jnp.sqrt(jnp.sum(values**2))
+    return (values**2).sum() ** 0.5
 
 
 def extend_orthonormal(
@@ -186,7 +197,7 @@ def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
             check_finite(f"{name}'s {part}", getattr(matrix, part))
         return matrix
     try:
-        matrix = jnp.asarray(matrix)
+        matrix = as_array(matrix)
     except ValueError as error:
         raise ValueError(f"{name} is not an array: {error}") from error
     if jnp.iscomplexobj(matrix):
@@ -197,6 +208,11 @@ def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
         raise ValueError(f"{name} has shape {matrix.shape}, expected a non-empty matrix")
     check_finite(name, matrix)
     return matrix
+
+
+def as_array(values, /) -> jax.Array:
+    """`jnp.asarray`, without the program that this compiles for each shape of a NumPy array."""
+    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from lowdim_jax._tracing import as_pytree
+from lowdim_jax._tracing import as_pytree, on_host
 from lowdim_jax.compression import compress
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
 from lowdim_jax.networks import Weights, check_depth, widths
@@ -130,12 +130,13 @@ def fit(
         raise ValueError(f"tolerance={tolerance}, expected a fraction of the initial loss in (0, 1)")
     if not patience > 0:
         raise ValueError(f"patience={patience}, expected a positive number")
+    data = on_host(problem)
     if start is None and scale is None:
-        top = 1 / float(problem.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
+        top = 1 / float(data.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
         scale = (START * top) ** (1 / depth)
     if learning_rate is None:
-        learning_rate = EDGE_FRACTION * float(problem.stable_learning_rate(depth=depth, alpha=alpha))
-    weights = compress(problem, depth=depth, scale=scale, rank=rank) if start is None else start
+        learning_rate = EDGE_FRACTION * float(data.stable_learning_rate(depth=depth, alpha=alpha))
+    weights = compress(data, depth=depth, scale=scale, rank=rank) if start is None else start
     settings = {
         "depth": depth,
         "rank": widths(weights)[1],

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lowdim_jax._tracing import as_pytree, is_traced
 from lowdim_jax.factorization import as_truth, relative_error
-from lowdim_jax.linalg import LowRank, check_finite, dense, noise_norm
+from lowdim_jax.linalg import LowRank, check_finite, dense, noise_norm, spectral_norm
 from lowdim_jax.networks import check_fits, end_to_end
 from lowdim_jax.theory import edge_of_stability
 
@@ -97,7 +97,7 @@ class Sensing:
 
         `‖Φ‖_F (√d_out + √d_in) / √m`, with `‖Φ‖_F²` estimated by `‖y‖² / c`.
         """
-        energy = jnp.sum(self.labels**2) / self.curvature
+        energy = (self.labels**2).sum() / self.curvature
         d_out, d_in = self.shape
         return noise_norm(energy * d_out * d_in / len(self.labels), self.shape)
 
@@ -107,8 +107,7 @@ class Sensing:
         The sharpness at the minimum exceeds the one of factorization by what `𝒜*𝒜 / c` departs
         from the identity on low-rank matrices: take a fraction of this, 0.3 for example.
         """
-        top = jnp.linalg.norm(self.surrogate(), 2)
-        return edge_of_stability(top, depth=depth, alpha=alpha)
+        return edge_of_stability(spectral_norm(self.surrogate()), depth=depth, alpha=alpha)
 
 
 def sensing(

@@ -247,8 +247,14 @@ def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float
     _check_integer("depth", depth, least=1)
     _check("top", top, lambda v: v >= 0, "at least 0")
     _check("alpha", alpha, lambda v: v >= 0, "at least 0")
+    return _sharpness(top, alpha, float(depth))
+
+
+@jax.jit
+def _sharpness(top, alpha, depth):
     top, alpha = _broadcast(top, alpha)
-    return depth * top ** (2 - 2 / depth) * alpha ** min(1.0, 2 / depth)
+    depth = depth.astype(top.dtype)
+    return depth * top ** (2 - 2 / depth) * alpha ** jnp.minimum(1, 2 / depth)
 
 
 def edge_of_stability(

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import is_traced, on_host
 
 
 class Status(IntEnum):
@@ -74,7 +75,7 @@ class Trajectory:
     def message(self) -> str:
         """One sentence on how the run ended."""
         status, steps, last = Status(int(self.status)), int(self.steps), int(self.count) - 1
-        recorded = float(self.t[last]) if last >= 0 else float("nan")
+        recorded = float(np.asarray(self.t)[last]) if last >= 0 else float("nan")
         text = {
             Status.COMPLETED: f"completed: {steps} steps",
             Status.REACHED_TOLERANCE: f"reached the loss tolerance after {steps} steps",
@@ -106,6 +107,6 @@ def trim(trajectory: Trajectory) -> Trajectory:
     count = int(trajectory.count)
     if count == len(trajectory.t):
         return trajectory
-    history = trajectory.t, trajectory.losses, trajectory.observed
-    t, losses, observed = jax.tree.map(lambda leaf: leaf[:count], history)
+    history = on_host((trajectory.t, trajectory.losses, trajectory.observed))
+    t, losses, observed = jax.device_put(jax.tree.map(lambda leaf: leaf[:count], history))
     return replace(trajectory, t=t, losses=losses, observed=observed)
