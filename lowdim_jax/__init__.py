@@ -55,6 +55,7 @@ from lowdim_jax.reduction import (
     sample,
 )
 from lowdim_jax.sensing import Sensing, gaussian_measurements, sensing
+from lowdim_jax.sweep import Sweep, pad, sweep
 from lowdim_jax.targets import random_target, regression_target, separated_target, whiten
 from lowdim_jax.trajectory import Status, Trajectory
 
@@ -74,6 +75,7 @@ __all__ = [
     "Reduction",
     "Sensing",
     "Status",
+    "Sweep",
     "Trajectory",
     "Weights",
     "activations",
@@ -102,6 +104,7 @@ __all__ = [
     "low_rank",
     "observed_completion",
     "orthogonal",
+    "pad",
     "parameter_count",
     "random_target",
     "ratings",
@@ -116,6 +119,7 @@ __all__ = [
     "spectra",
     "spectral",
     "surrogate",
+    "sweep",
     "theory",
     "uniform",
     "validate",

@@ -1,8 +1,10 @@
 """Telling values from tracers, values in this machine's memory, and functions that carry theirs as leaves."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -12,7 +14,7 @@ def is_traced(*trees) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def on_host(tree):
+def on_host(tree: Any) -> Any:
     """The same pytree with NumPy's view of every concrete array on a CPU; anything else stays as it is.
 
     NumPy computes at once, where JAX compiles a program for each operation and shape first: 20 ms each,
@@ -23,10 +25,15 @@ def on_host(tree):
         if not isinstance(leaf, jax.Array) or is_traced(leaf) or not leaf.is_fully_addressable:
             return leaf
         here = all(device.platform == "cpu" for device in leaf.devices())
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(leaf) if here and not is_key else leaf
 
     return jax.tree.map(view, tree)
+
+
+def as_array(values, /) -> jax.Array:
+    """`jnp.asarray`, without the program that this compiles for each shape of a NumPy array."""
+    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def as_pytree(function: Callable) -> Callable:

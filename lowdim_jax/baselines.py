@@ -6,7 +6,7 @@ Each returns a network of two factors, so that `loss`, `recovery_error` and `ent
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import csr_array
+import scipy
 
 from lowdim_jax.completion import Groups, ObservedCompletion
 from lowdim_jax.initialization import gaussian
@@ -66,7 +66,7 @@ def soft_impute(
     left, shrunk = np.zeros((d_out, rank)), np.zeros(rank)
     for _ in range(steps):
         fitted = np.sum((left * shrunk)[rows] * right[columns], axis=1)
-        sparse = csr_array((values - fitted, (rows, columns)), problem.shape)
+        sparse = scipy.sparse.csr_array((values - fitted, (rows, columns)), problem.shape)
         basis, _ = np.linalg.qr(sparse @ right + left * shrunk)
         image = sparse.T @ basis + right @ ((left * shrunk).T @ basis)
         right, sigma, turn = np.linalg.svd(image, full_matrices=False)

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
-from scipy.sparse import csr_array, issparse
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import as_array, is_traced
 from lowdim_jax.factorization import as_truth, relative_error
 from lowdim_jax.linalg import (
     LowRank,
-    as_array,
     as_matrix,
     check_finite,
     dense,
+    is_sparse,
     leading_svd,
     noise_norm,
     spectral_norm,
@@ -136,10 +136,10 @@ class ObservedCompletion:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 
-    def surrogate(self) -> csr_array:
+    def surrogate(self) -> "scipy.sparse.csr_array":
         """`−∇ℓ(0) = P_Ω(Φ) / p` as a SciPy sparse matrix, of concrete values only."""
         rows, columns, values = self.triplets()
-        return csr_array((values / self.fraction, (rows, columns)), shape=self.shape)
+        return scipy.sparse.csr_array((values / self.fraction, (rows, columns)), shape=self.shape)
 
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
@@ -232,7 +232,7 @@ def observed_completion(
         If the arrays do not fit together, there is no entry, or an entry is out of range, given twice
         or not finite.
     """
-    if issparse(rows):
+    if is_sparse(rows):
         shape = rows.shape if shape is None else shape
         coordinates = rows.tocoo()
         rows, columns, values = coordinates.row, coordinates.col, coordinates.data

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.sparse import issparse
 
 from lowdim_jax._tracing import on_host
 from lowdim_jax.initialization import spectral
-from lowdim_jax.linalg import LowRank, as_matrix, leading_svd, svd
+from lowdim_jax.linalg import LowRank, as_matrix, is_sparse, leading_svd, svd
 from lowdim_jax.networks import Weights
 
 MAX_COMPONENTS = 100
@@ -49,7 +48,7 @@ def compress(
     problem = on_host(problem)
     surrogate_of = getattr(problem, "surrogate", None)
     matrix = problem if surrogate_of is None else surrogate_of()
-    if issparse(matrix):
+    if is_sparse(matrix):
         matrix = leading_svd(matrix, min(MAX_COMPONENTS, *matrix.shape) if rank is None else rank)
     elif rank is None:
         with jax.ensure_compile_time_eval():

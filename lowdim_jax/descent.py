@@ -103,7 +103,10 @@ def gradient_descent(
     rule = optimizer if isinstance(optimizer, SGD) else _Static(optimizer)
     settings = (as_pytree(loss), rule, None if observe is None else as_pytree(observe))
 
-    state, history = _start(*settings, weights, records=-(-steps // record_every) + 1)
+    state = weights
+    if not isinstance(weights, DescentState):
+        state = jax.jit(initial_state)(*settings[:2], weights)
+    history = _no_records(settings[2], state, rows=-(-steps // record_every) + 1)
     if progress is None:
         state, history, status = _advance(*settings, state, history, steps, record_every, tolerance)
     else:
@@ -140,21 +143,19 @@ def initial_state(loss: Callable, optimizer, weights, /) -> DescentState:
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
 
 
-@partial(jax.jit, static_argnames="records")
-def _start(loss, optimizer, observe, weights, *, records: int):
-    state = weights
-    if not isinstance(weights, DescentState):
-        state = initial_state(loss, optimizer, weights)
-    shapes = jax.eval_shape(lambda: _row(observe, state))
-    empty = jax.tree.map(
-        lambda leaf: jnp.full((records, *leaf.shape), blank(leaf.dtype)), shapes
+def _no_records(observe, state: DescentState, *, rows: int) -> _History:
+    columns = jax.tree.map(
+        lambda leaf: np.full((rows, *leaf.shape), blank(leaf.dtype)), jax.jit(_row).eval_shape(observe, state)
     )
-    return state, _record(observe, state, _History(jnp.zeros((), jnp.int32), *empty))
+    return _History(jax.device_put(np.int32(0)), *columns)
 
 
 @jax.jit
 def _advance(loss, optimizer, observe, state, history, end, record_every, tolerance):
-    """Run up to step `end`, recording every `record_every` steps; stop early where it should."""
+    """Run up to step `end`, recording every `record_every` steps; stop early where it should.
+
+    The state that it starts from is recorded, too, in place of the last record: that of the same state.
+    """
     value_and_grad = jax.value_and_grad(loss)
 
     def step(state):
@@ -177,6 +178,8 @@ def _advance(loss, optimizer, observe, state, history, end, record_every, tolera
         state, _ = carry
         return (state.step < end) & jnp.isfinite(state.loss) & (state.loss > tolerance)
 
+    last = history._replace(count=jnp.maximum(history.count - 1, 0))
+    history = _record(observe, state, last)
     state, history = jax.lax.while_loop(unfinished, steps_to_next_record, (state, history))
     ended = jnp.where(state.loss <= tolerance, Status.REACHED_TOLERANCE, Status.COMPLETED)
     return state, history, jnp.where(jnp.isfinite(state.loss), ended, Status.DIVERGED)

@@ -5,14 +5,13 @@ Frobenius norm per layer, `ε √min(d_l, d_{l−1})`, so that they can be compa
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._tracing import as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, extend_orthonormal, svd
 from lowdim_jax.networks import Weights, compressed_widths
 
@@ -94,12 +93,7 @@ def spectral(
     surrogate = as_matrix("surrogate", surrogate)
     d_out, d_in = surrogate.shape
     compressed_widths(d_out, d_in, depth=depth, rank=rank)
-    check_scale(scale)
-    return _spectral(svd(surrogate), scale, rank=rank, depth=depth)
-
-
-@partial(jax.jit, static_argnames=("rank", "depth"))
-def _spectral(parts: LowRank, scale, *, rank: int, depth: int) -> Weights:
+    parts = on_host(svd(surrogate))
     left, right = parts.left[:, :rank], parts.right[:, :rank]
     if left.shape[1] < rank:
         key_left, key_right = jax.random.split(jax.random.key(0))
@@ -113,15 +107,17 @@ def from_singular_vectors(
 ) -> Weights:
     """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` from given orthonormal columns `Û, V̂`."""
     check_scale(scale)
+    left, right = on_host((left, right))
     rank = left.shape[1]
     if right.shape[1] != rank:
         raise ValueError(
             f"left and right have shapes {left.shape} and {right.shape}, expected as many columns in both"
         )
     compressed_widths(len(left), len(right), depth=depth, rank=rank)
-    scale = jnp.asarray(scale, left.dtype)
-    middle = (scale * jnp.eye(rank, dtype=left.dtype),) * (depth - 2)
-    return (scale * right.T, *middle, scale * left)
+    xp = jnp if is_traced(left, right, scale) else np
+    scale = xp.asarray(scale, left.dtype)
+    middle = (scale * xp.eye(rank, dtype=left.dtype),) * (depth - 2)
+    return tuple(map(as_array, (scale * right.T, *middle, scale * left)))
 
 
 def balanced(matrix: Float[Array, "d_out d_in"] | LowRank, /, *, depth: int) -> Weights:

@@ -1,15 +1,15 @@
 """Matrices kept as factors, and thin decompositions that never form the full matrix."""
 
+import sys
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # which loads its parts on first use
 from jaxtyping import Array, Float
-from scipy.sparse import issparse
-from scipy.sparse.linalg import svds
 
-from lowdim_jax._tracing import is_traced, on_host
+from lowdim_jax._tracing import as_array, is_traced, on_host
 
 
 @jax.tree_util.register_dataclass
@@ -96,18 +96,15 @@ def svd(matrix: jax.Array | LowRank, /) -> LowRank:
     """Thin singular value decomposition of a dense matrix; a `LowRank` is returned as it is."""
     if isinstance(matrix, LowRank):
         return matrix
-    if is_traced(matrix):
-        u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-        return LowRank(u, s, vt.T)
-    matrix = on_host(matrix)
-    u, s, vt = matrix.__array_namespace__().linalg.svd(matrix, full_matrices=False)
-    return jax.device_put(LowRank(u, s, vt.T))
+    here = on_host(matrix)
+    u, s, vt = here.__array_namespace__().linalg.svd(here, full_matrices=False)
+    return LowRank(*map(as_array, (u, s, vt.T)))
 
 
 def spectral_norm(matrix: jax.Array | np.ndarray, /):
     """Largest singular value of a dense matrix."""
-    matrix = on_host(matrix)
-    return matrix.__array_namespace__().linalg.norm(matrix, ord=2)
+    here = on_host(matrix)
+    return here.__array_namespace__().linalg.norm(here, ord=2)
 
 
 def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
@@ -125,20 +122,26 @@ def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
     """
     if not 1 <= rank <= min(matrix.shape):
         raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ {min(matrix.shape)}")
-    if not issparse(matrix):
+    if not is_sparse(matrix):
         return svd(matrix).truncate(rank)
     matrix = matrix.astype(np.float64)
     if min(matrix.shape) <= max(2 * rank, 256):
         left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
     else:
         start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-        left, values, right = svds(matrix, k=rank, v0=start)
+        left, values, right = scipy.sparse.linalg.svds(matrix, k=rank, v0=start)
     order = np.argsort(-values, kind="stable")[:rank]
     left, values, right = np.asarray(left)[:, order], values[order], np.asarray(right)[order].T
     signs = np.sign(left[np.argmax(np.abs(left), axis=0), np.arange(len(order))])
     dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
-    parts = LowRank(left * signs, values, right * signs)
-    return jax.device_put(jax.tree.map(lambda part: part.astype(dtype), parts))
+    parts = left * signs, values, right * signs
+    return LowRank(*(as_array(part.astype(dtype)) for part in parts))
+
+
+def is_sparse(matrix) -> bool:
+    """Whether this is a SciPy sparse matrix, without loading `scipy.sparse` where nobody else did."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and sparse.issparse(matrix)
 
 
 def noise_norm(energy, shape: tuple[int, int], /):
@@ -208,11 +211,6 @@ def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
         raise ValueError(f"{name} has shape {matrix.shape}, expected a non-empty matrix")
     check_finite(name, matrix)
     return matrix
-
-
-def as_array(values, /) -> jax.Array:
-    """`jnp.asarray`, without the program that this compiles for each shape of a NumPy array."""
-    return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))
 
 
 def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:

@@ -12,8 +12,6 @@ from zipfile import BadZipFile
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 
 from lowdim_jax._tracing import as_pytree, on_host
 from lowdim_jax.compression import compress
@@ -248,6 +246,9 @@ class _Run:
 @contextmanager
 def _bar(steps: int) -> Iterator[Callable[[float, float, float], None]]:
     """A progress bar with the losses, which disappears at the end."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[losses]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("training", total=steps, losses="")

@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lowdim_jax._mode import Mode, descend, flow_time, flow_value
+from lowdim_jax._tracing import as_array, on_host
 
 # --- One singular value under gradient flow and gradient descent ----------------------------------
 
@@ -247,21 +248,17 @@ def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float
     _check_integer("depth", depth, least=1)
     _check("top", top, lambda v: v >= 0, "at least 0")
     _check("alpha", alpha, lambda v: v >= 0, "at least 0")
-    return _sharpness(top, alpha, float(depth))
-
-
-@jax.jit
-def _sharpness(top, alpha, depth):
-    top, alpha = _broadcast(top, alpha)
-    depth = depth.astype(top.dtype)
-    return depth * top ** (2 - 2 / depth) * alpha ** jnp.minimum(1, 2 / depth)
+    top, alpha = on_host((top, alpha))
+    if isinstance(top, jax.Array) or isinstance(alpha, jax.Array):
+        top, alpha = _broadcast(top, alpha)
+    return as_array(depth * top ** (2 - 2 / depth) * alpha ** min(1.0, 2 / depth))
 
 
 def edge_of_stability(
     top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:
     """Learning rate `2 / sharpness` below which the minimum attracts gradient descent."""
-    return 2 / sharpness(top, depth=depth, alpha=alpha)
+    return as_array(2 / on_host(sharpness(top, depth=depth, alpha=alpha)))
 
 
 def explicit_steps(

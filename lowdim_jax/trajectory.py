@@ -97,7 +97,7 @@ class Trajectory:
 
 def blank(dtype):
     """What fills the rows of a history that hold no record."""
-    return jnp.asarray(jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
+    return np.asarray(np.nan if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
 
 
 def trim(trajectory: Trajectory) -> Trajectory:

@@ -193,3 +193,34 @@ def test_alternating_minimization_solves_ridge_regressions(x64):
 
     for gradient in jax.grad(objective)((b, a)):
         assert jnp.abs(gradient).max() < 1e-3 * jnp.abs(a).max()
+
+
+def test_a_fit_with_other_numbers_traces_nothing_again(x64, monkeypatch):
+    traces, loss = [], ld.Completion.loss
+
+    def counted(problem, weights):
+        traces.append(1)
+        return loss(problem, weights)
+
+    monkeypatch.setattr(ld.Completion, "loss", counted)
+    settings = {"rank": 4, "steps": 60, "learning_rate": 1e-3, "alpha": 1.0, "scale": 0.1}
+    first = ld.fit(completion(), **settings).losses[-1]
+    before = len(traces)
+    assert before > 0
+    for change in ({"learning_rate": 2e-3}, {"alpha": 2.0}, {"scale": 0.2}, {"tolerance": 1e-3}):
+        assert ld.fit(completion(), **settings | change).losses[-1] != first or "tolerance" in change
+    assert ld.fit(completion(factor=2.0), **settings).losses[-1] != first
+    assert len(traces) == before
+
+
+def test_the_first_fit_of_dense_data_compiles_few_programs(x64):
+    """Set-up is NumPy's: what is compiled is the state before the first step, and the loop."""
+    programs = []
+    problem = completion(d=23)  # a shape of its own: nothing is compiled yet
+    listener = lambda name, _, **__: programs.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        ld.fit(problem, steps=100)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert sum("backend_compile" in name for name in programs) <= 4

@@ -1,0 +1,186 @@
+"""Many training runs in one compiled program, with no run waiting for a slower one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lowdim_jax._tracing import as_pytree
+from lowdim_jax.descent import DescentState, initial_state
+from lowdim_jax.optimizers import SGD
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How each run of a sweep ended; arrays have one row a run.
+
+    Attributes
+    ----------
+    weights
+        Weights at the end, stacked along a first axis.
+    losses
+        `(runs,)`: loss at the end; not finite where a run diverged.
+    steps
+        `(runs,)`: steps taken, exactly the first at which the loss was at most the tolerance.
+    """
+
+    weights: Any
+    losses: np.ndarray
+    steps: np.ndarray
+
+
+def sweep(
+    loss: Callable,
+    weights: Any,
+    optimizer: SGD,
+    /,
+    *,
+    steps: int,
+    tolerance: float = -np.inf,
+    data: Any = None,
+    lanes: int = 64,
+    check_every: int = 100,
+) -> Sweep:
+    """Gradient descent from many starts, with many rates, on one problem or on many.
+
+    Memory is that of `lanes` runs at a time beside the starts and the results. A lane whose run has
+    reached its tolerance, diverged or used up its steps takes the next run at the next check, so that a
+    slow run holds up nobody; all of it is one program, compiled once.
+
+    Parameters
+    ----------
+    loss
+        Function of one run's weights; with `data`, of one run's data and its weights, for example
+        `ld.Completion.loss` with stacked problems.
+    weights
+        Initial weights with a first axis of runs, for example
+        `jax.vmap(lambda scale: ld.spectral(target, rank=6, depth=3, scale=scale))(scales)`. Networks of
+        different rank r̂ go together padded: see `pad`.
+    optimizer
+        `SGD` whose numbers are scalars, or have one entry a run.
+    steps, tolerance
+        Each run ends at the first step whose loss is at most `tolerance`, or after `steps`.
+    data
+        Pytree with a first axis of runs.
+    lanes
+        Runs worked on at the same time.
+    check_every
+        Steps between checks.
+
+    Raises
+    ------
+    ValueError
+        If `steps`, `lanes` or `check_every` is below one, or first axes differ.
+    """
+    for name, value in (("steps", steps), ("lanes", lanes), ("check_every", check_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}, expected at least 1")
+    count = len(jax.tree.leaves(weights)[0])
+    optimizer = jax.tree.map(lambda number: np.broadcast_to(np.asarray(number), (count,)), optimizer)
+    runs = jax.device_put((weights, optimizer, data))
+    if any(len(leaf) != count for leaf in jax.tree.leaves(runs)):
+        sizes = sorted({len(leaf) for leaf in jax.tree.leaves(runs)})
+        raise ValueError(f"weights, optimizer and data have first axes of sizes {sizes}, expected one size")
+
+    lanes = min(lanes, count)
+    running, waiting = np.arange(lanes), lanes  # the run in each lane, and the first that has none yet
+    states = _start(as_pytree(loss), runs, running)
+    results: list[Any] = [None] * count
+    active = np.ones(lanes, bool)
+    while active.any():
+        states, ended = _advance(as_pytree(loss), runs, running, states, steps, check_every, tolerance)
+        finished = np.flatnonzero(np.asarray(ended) & active)
+        if not len(finished):
+            continue
+        at_end = jax.tree.map(np.asarray, (states.weights, states.loss, states.step))
+        for lane in finished:
+            results[running[lane]] = jax.tree.map(lambda leaf, lane=lane: leaf[lane], at_end)
+        refilled = finished[: count - waiting]
+        running[refilled] = np.arange(waiting, waiting + len(refilled))
+        waiting += len(refilled)
+        active[finished[len(refilled) :]] = False
+        fresh = np.isin(np.arange(lanes), refilled)
+        states = _refill(as_pytree(loss), runs, running, states, fresh)
+    weights, losses, taken = jax.tree.map(lambda *rows: np.stack(rows), *results)
+    return Sweep(jax.device_put(weights), losses, taken)
+
+
+def pad(weights, rank: int, /):
+    """A network with zero rows and columns added up to hidden width `rank`: it trains as before.
+
+    The gradient of what is added is zero as long as it is zero on both sides, so that the padded network
+    is the same one exactly, and networks of several ranks r̂ have one shape.
+
+    Raises
+    ------
+    ValueError
+        If a hidden layer is wider than `rank`.
+    """
+    wide = max(weight.shape[0] for weight in weights[:-1])
+    if wide > rank:
+        raise ValueError(f"rank={rank}, expected at least the hidden width {wide}")
+    last = len(weights) - 1
+    return tuple(
+        jnp.pad(
+            weight,
+            (
+                (0, 0 if layer == last else rank - weight.shape[0]),
+                (0, 0 if layer == 0 else rank - weight.shape[1]),
+            ),
+        )
+        for layer, weight in enumerate(weights)
+    )
+
+
+def _of_run(loss, runs, run):
+    """Loss, initial weights and optimizer of one run."""
+    weights, optimizer, data = jax.tree.map(lambda leaf: leaf[run], runs)
+    return (loss if data is None else jax.tree_util.Partial(loss, data)), weights, optimizer
+
+
+@jax.jit
+def _start(loss, runs, running) -> DescentState:
+    def start(run):
+        of_run, weights, optimizer = _of_run(loss, runs, run)
+        return initial_state(of_run, optimizer, weights)
+
+    return jax.vmap(start)(running)
+
+
+@jax.jit
+def _refill(loss, runs, running, states, fresh) -> DescentState:
+    started = _start(loss, runs, running)
+
+    def choose(new, old):
+        return jnp.where(fresh.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, started, states)
+
+
+@jax.jit
+def _advance(loss, runs, running, states, steps, check_every, tolerance):
+    """Up to `check_every` more steps in every lane, and which of them have ended."""
+
+    def unfinished(state):
+        return (state.step < steps) & jnp.isfinite(state.loss) & (state.loss > tolerance)
+
+    def lane(run, state):
+        of_run, _, optimizer = _of_run(loss, runs, run)
+        goal = state.step + check_every
+
+        def step(state):
+            updates, optimizer_state = optimizer.update(
+                state.gradient, state.optimizer_state, state.weights
+            )
+            weights = optax.apply_updates(state.weights, updates)
+            value, gradient = jax.value_and_grad(of_run)(weights)
+            return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
+
+        return jax.lax.while_loop(lambda state: unfinished(state) & (state.step < goal), step, state)
+
+    states = jax.vmap(lane)(running, states)
+    return states, ~unfinished(states)
