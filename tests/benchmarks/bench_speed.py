@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
+from lowdim_jax._tracing import as_pytree
+from lowdim_jax.descent import initial_state
 
 sys.path.append(str(Path(__file__).parent))
 import works
@@ -38,13 +40,10 @@ def record(benchmark, ceilings, quick):
 
 
 def counted(loss, weights) -> dict[str, float]:
-    """Operations and bytes of one gradient and one update, as the compiler counts them."""
+    """Operations of a gradient as the compiler counts them, and bytes that a step cannot do without."""
     cost = jax.jit(jax.value_and_grad(loss)).lower(weights).compile().cost_analysis()
-    entries = sum(leaf.size for leaf in jax.tree.leaves(weights))
-    return {
-        "operations": cost["flops"] + 2 * entries,
-        "traffic": cost["bytes accessed"] + 3 * 8 * entries,
-    }
+    problem, weights = (sum(leaf.nbytes for leaf in jax.tree.leaves(of)) for of in (as_pytree(loss), weights))
+    return {"operations": cost["flops"], "traffic": problem + 2 * weights}
 
 
 @pytest.mark.parametrize("network", works.NETWORKS)
@@ -53,6 +52,7 @@ def test_step(d, network, record, peer, quick):
     if quick and d not in QUICK_WIDTHS:
         pytest.skip("full sizes only")
     loss, weights = works.factorization(network, d)
+    state = jax.jit(initial_state)(as_pytree(loss), ld.SGD(works.RATE), weights)
     steps = works.steps_of(network, d, seconds=0.02 if quick else 1.0)
     seconds = None
     if peer and network in ("original dense", "compressed dense"):
@@ -63,7 +63,9 @@ def test_step(d, network, record, peer, quick):
         seconds = works.peer_steps(create_loss(target), weights, rate, steps=steps, rounds=3)
     record(
         f"step, {network}, d={d}",
-        lambda: ld.gradient_descent(loss, weights, ld.SGD(works.RATE), steps=steps, record_every=steps).weights,
+        lambda: ld.gradient_descent(
+            loss, state, ld.SGD(works.RATE), steps=steps, record_every=steps
+        ).weights,
         steps=steps,
         rounds=3 if d == 3000 else 5,
         against=None if network == "original dense" else f"step, original dense, d={d}",
@@ -136,8 +138,8 @@ def test_observed_entries_gradient(record, quick):
     )
 
 
-@pytest.mark.parametrize("how", ["one by one", "sweep"])
-def test_alpha_sweep(how, record, quick):
+@pytest.mark.parametrize("lanes", [None, 1, 16])
+def test_alpha_sweep(lanes, record, quick):
     target, mask = works.completion(40 if quick else 100, p=0.2 if not quick else 0.5)
     problem = ld.completion(target, mask)
     alphas = np.arange(0.5, 10.0, 0.25)[:: 8 if quick else 1]
@@ -148,26 +150,29 @@ def test_alpha_sweep(how, record, quick):
 
     def one_by_one():
         return [
-            ld.gradient_descent(problem.loss, start, ld.SGD(rate, alpha=a), record_every=100, **common).weights
-            for a in alphas
+            ld.gradient_descent(problem.loss, start, ld.SGD(rate, alpha=alpha), record_every=100, **common)
+            for alpha in alphas
         ]
 
     def swept():
-        return ld.sweep(problem.loss, starts, ld.SGD(rate, alpha=alphas), lanes=16, **common).weights
+        return ld.sweep(problem.loss, starts, ld.SGD(rate, alpha=alphas), lanes=lanes, **common).weights
 
-    record(
-        f"{len(alphas)} values of α, {how}",
-        one_by_one if how == "one by one" else swept,
-        against=None if how == "one by one" else f"{len(alphas)} values of α, one by one",
-        rounds=2,
-    )
+    loop = f"{len(alphas)} values of α, one by one"
+    if lanes is None:
+        record(loop, one_by_one, rounds=1)
+    else:
+        record(f"{len(alphas)} values of α, sweep, lanes={lanes}", swept, rounds=1, against=loop)
 
 
 def test_gradient_flow(record, quick):
     d = 20 if quick else 100
     loss, weights = works.factorization("compressed factored", d)
     times = jnp.linspace(0.0, 2.0, 50)
-    record(f"gradient flow, compressed, d={d}", lambda: ld.gradient_flow(loss, weights, times).weights, rounds=3)
+    record(
+        f"gradient flow, compressed, d={d}",
+        lambda: ld.gradient_flow(loss, weights, times).weights,
+        rounds=3,
+    )
 
 
 def test_compilation(record):

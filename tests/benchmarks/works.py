@@ -34,7 +34,7 @@ def steps_of(network: str, d: int, *, seconds: float) -> int:
     operations = {"original dense": 18 * d**3, "compressed dense": 160 * d**2}.get(network, 5000 * d)
     if network == "reduced":
         operations = 0
-    return max(2, min(20_000, int(seconds / (operations / 3e10 + 1e-5))))
+    return max(5, min(20_000, int(seconds / (operations / 3e10 + 1e-5))))
 
 
 def sensing(d: int, m: int):
@@ -70,8 +70,9 @@ def peer_steps(loss, weights, rate: float, *, steps: int, rounds: int = 5, alpha
     from solver import train  # pyright: ignore[reportMissingImports]
 
     with quietly():
+        losses = {"train": loss}
         result = train(
-            list(weights), compute_end_to_end, {"train": loss}, rounds + 1, rate, dlr=alpha, n_inner_loops=steps
+            list(weights), compute_end_to_end, losses, rounds + 1, rate, dlr=alpha, n_inner_loops=steps
         )
     return list(np.diff(np.asarray(result["time"]))[1:] / steps)
 
