@@ -258,7 +258,8 @@ def edge_of_stability(
     top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:
     """Learning rate `2 / sharpness` below which the minimum attracts gradient descent."""
-    return as_array(2 / on_host(sharpness(top, depth=depth, alpha=alpha)))
+    with np.errstate(divide="ignore"):  # α = 0 is stable at any rate
+        return as_array(2 / on_host(sharpness(top, depth=depth, alpha=alpha)))
 
 
 def explicit_steps(
