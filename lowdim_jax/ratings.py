@@ -2,8 +2,9 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 
 import jax
@@ -99,6 +100,8 @@ def fit_effects(ratings: Ratings, /, *, minus: np.ndarray | None = None, sweeps:
 
 def residual_problem(ratings: Ratings, effects: Effects, /) -> ObservedCompletion:
     """What effects leave of the ratings, as a completion problem, in single precision."""
+    if np.ptp(ratings.values) == 0:
+        raise ValueError(f"every rating to learn from is {ratings.values[0]:g}: nothing is left to learn")
     left = ratings.values - effects.predict(ratings.users, ratings.items)
     return observed_completion(
         ratings.users, ratings.items, left.astype(np.float32), shape=ratings.shape
@@ -109,7 +112,7 @@ def hold_out(ratings: Ratings, fraction: float, /, *, seed: int) -> tuple[Rating
     """Ratings to train on, and a random `fraction` of them held out."""
     held = np.random.default_rng(seed).permutation(len(ratings.values)) < fraction * len(ratings.values)
     if held.all() or not held.any():
-        raise ValueError(f"{len(ratings.values)} ratings are too few to hold out a fraction of {fraction}")
+        raise ValueError(f"number of ratings is {len(ratings.values)}: too few to hold out {fraction:.0%} of them")
     return ratings.part(~held), ratings.part(held)
 
 
@@ -149,11 +152,12 @@ def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None,
 
 
 def read_ratings(*paths: str | Path) -> tuple[Ratings, ...]:
-    """Ratings of files `user item rating [time]`, separated by blanks, tabs or commas.
+    """Ratings of files `user item rating [time]`, separated by tabs, `::`, commas or blanks.
 
-    A first line whose rating is no number is a header: its columns may then be in any order, named
-    `user`, `item` (or `movie`) and `rating`, with endings like `Id`. All files share their numbering of users
-    and items, so that those of a test file without any training rating are there, too.
+    The first line tells which; what follows the rating is ignored. A first line whose rating is no number
+    is a header: its columns may then be in any order, named `user`, `item` (or `movie`) and `rating`, with
+    endings like `Id`. All files share their numbering of users and items, so that those of a test file
+    without any training rating are there, too.
 
     Raises
     ------
@@ -211,38 +215,47 @@ def _shrunken_means(owner: np.ndarray, values: np.ndarray, owners: int) -> np.nd
 
 def _read_lines(path: Path) -> list[tuple[str, str, float]]:
     """User, item and rating of every line."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"ratings {str(path)!r} cannot be read: {error}") from error
-    split = _comma_separated if lines and "," in lines[0] else str.split
-    columns, table, first_at = (0, 1, 2), [], {}
+    lines = _lines(path)
+    split, columns, table, first_at = _separator(lines[0]), (0, 1, 2), [], {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        fields = split(line)
-        if not table and number == 1 and not _is_number(fields[2:3]):
-            columns = _header(path, fields)
+        here = f"ratings {str(path)!r}, line {number}"
+        fields = [field.strip() for field in split(line)]
+        if number == 1 and not _is_number(fields[2:3]):
+            columns = _header(fields, here, line)
             continue
-        if len(fields) <= max(columns) or not _is_number([fields[columns[2]]]):
-            raise ValueError(
-                f"ratings {str(path)!r}, line {number}: expected user, item and rating, found {line!r}"
-            )
-        user, item = fields[columns[0]], fields[columns[1]]
+        user, item, rating = ([*fields, "", "", ""][column] for column in columns)
+        if not (user and item and _is_number([rating])):
+            raise ValueError(f"{here}: expected user, item and rating, found {line!r}")
         if (user, item) in first_at:
             raise ValueError(
-                f"ratings {str(path)!r}, line {number}: user {user} has rated item {item} before, in line "
-                f"{first_at[user, item]}"
+                f"{here}: user {user} has rated item {item} before, in line {first_at[user, item]}"
             )
         first_at[user, item] = number
-        table.append((user, item, float(fields[columns[2]])))
+        table.append((user, item, float(rating)))
     if not table:
         raise ValueError(f"ratings {str(path)!r} holds no rating")
     return table
 
 
-def _comma_separated(line: str) -> list[str]:
-    return [field.strip() for field in next(csv.reader([line]))]
+def _lines(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes()
+        return re.split("\r\n?|\n", content.decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"ratings {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"ratings {str(path)!r}, line {number}: this is not UTF-8 text") from error
+
+
+def _separator(line: str) -> Callable[[str], list[str]]:
+    """How to split lines that look like this one into fields."""
+    for mark in ("\t", "::"):
+        if mark in line:
+            return methodcaller("split", mark)
+    return (lambda line: next(csv.reader([line]))) if "," in line else str.split
 
 
 def _is_number(fields: list[str]) -> bool:
@@ -252,14 +265,15 @@ def _is_number(fields: list[str]) -> bool:
         return False
 
 
-def _header(path: Path, fields: list[str]) -> tuple[int, int, int]:
+def _header(fields: list[str], here: str, line: str) -> tuple[int, int, int]:
     """Where a header has user, item and rating."""
     places = []
     for what, pattern in (("user", "user"), ("item", "item|movie"), ("rating", "rating|score|stars")):
         found = [place for place, field in enumerate(fields) if re.match(pattern, field, re.IGNORECASE)]
         if len(found) != 1:
             raise ValueError(
-                f"ratings {str(path)!r}, line 1: expected one column named {what}, found {', '.join(fields)}"
+                f"{here}: expected user, item and rating, or a header with one column named {what}, "
+                f"found {line!r}"
             )
         places += found
     return tuple(places)
