@@ -130,8 +130,8 @@ def _train_and_test(arguments: argparse.Namespace) -> tuple[Ratings, Ratings]:
     shared = sum(pair in known for pair in zip(test.users, test.items, strict=True))
     if shared:
         raise ValueError(
-            f"{shared:,} of the {len(test.values):,} ratings to test on, {arguments.test!r}, are of a user and "
-            f"an item that {arguments.file!r} has, too: a test on what was learned from says nothing"
+            f"{shared:,} of the {len(test.values):,} ratings in {arguments.test!r} are of a user and an item "
+            f"that {arguments.file!r} has, too: a test on what was learned from says nothing"
         )
     return train, test
 

@@ -15,11 +15,24 @@ from lowdim_jax.recovery import Fit, fit
 
 
 def alternating_minimization(
-    problem: ObservedCompletion, /, *, rank: int, ridge: float, sweeps: int = 15, seed: int = 0
+    problem: ObservedCompletion,
+    /,
+    *,
+    rank: int,
+    ridge: float,
+    sweeps: int = 15,
+    start: Weights | None = None,
+    seed: int = 0,
 ) -> Weights:
-    """Minimize `½ Σ_Ω (W_ij − y_ij)² + ½ ridge (‖A‖_F² + ‖B‖_F²)` over `A`, then `B`, exactly (ALS)."""
-    dtype = problem.by_row.values.dtype
-    b, a = gaussian(jax.random.key(seed), (problem.shape[1], rank, problem.shape[0]), scale=1, dtype=dtype)
+    """Minimize `½ Σ_Ω (W_ij − y_ij)² + ½ ridge (‖A‖_F² + ‖B‖_F²)` over `A`, then `B`, exactly (ALS).
+
+    Goes on from `start`, two factors `(B, A)` of width `rank`; by default from Gaussian ones.
+    """
+    if start is None:
+        dtype = problem.by_row.values.dtype
+        widths = (problem.shape[1], rank, problem.shape[0])
+        start = gaussian(jax.random.key(seed), widths, scale=1, dtype=dtype)
+    b, a = start
     for _ in range(sweeps):
         a = _ridge_regression(problem.by_row, b.T, ridge)
         b = _ridge_regression(problem.by_column, a, ridge).T

@@ -112,7 +112,9 @@ def hold_out(ratings: Ratings, fraction: float, /, *, seed: int) -> tuple[Rating
     """Ratings to train on, and a random `fraction` of them held out."""
     held = np.random.default_rng(seed).permutation(len(ratings.values)) < fraction * len(ratings.values)
     if held.all() or not held.any():
-        raise ValueError(f"number of ratings is {len(ratings.values)}: too few to hold out {fraction:.0%} of them")
+        raise ValueError(
+            f"number of ratings is {len(ratings.values)}: too few to hold out {fraction:.0%} of them"
+        )
     return ratings.part(~held), ratings.part(held)
 
 
