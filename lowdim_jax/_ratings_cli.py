@@ -15,8 +15,9 @@ from rich.table import Table
 
 from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
 from lowdim_jax.ratings import (
-    CANDIDATES,
     HELD_OUT,
+    STARTS,
+    WIDTHS,
     RatingModel,
     Ratings,
     fit_effects,
@@ -66,8 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE", help="lines of user, item, rating, separated by tabs, '::', commas or blanks"
     )
     command.add_argument("--test", metavar="FILE", help="ratings to test on; by default a tenth of FILE")
-    depths = sorted({depth for depth, _, _ in CANDIDATES})
-    command.add_argument("--depth", type=int, choices=depths, help="number of layers; default: chosen")
+    command.add_argument("--depth", type=int, choices=STARTS, help="number of layers; default: chosen")
     command.add_argument("--rank", type=int, metavar="R", help="width of the network; default: chosen")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of what is held out; default: 0")
     command.add_argument("--no-baselines", action="store_true", help="do not fit the other methods")
@@ -81,13 +81,8 @@ def _fit(arguments: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ValueError(f"{name} {value}, expected {least} or more")
     train, test = _train_and_test(arguments)
-    candidates = tuple(
-        dict.fromkeys(
-            (depth, arguments.rank or rank, start)
-            for depth, rank, start in CANDIDATES
-            if arguments.depth in (None, depth)
-        )
-    )
+    depths = tuple(STARTS) if arguments.depth is None else (arguments.depth,)
+    widths = WIDTHS if arguments.rank is None else (arguments.rank,)
     if arguments.out is not None:
         _make_writable(arguments.out)
     print(
@@ -105,7 +100,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         return model
 
     def compressed():
-        model, fit = fit_ratings(train, candidates=candidates, seed=arguments.seed, progress=True)
+        model, fit = fit_ratings(train, depths=depths, widths=widths, seed=arguments.seed, progress=True)
         used = fit.settings
         return model, f"depth {used['depth']}, width {used['rank']}, {fit.best_step} steps"
 

@@ -15,8 +15,10 @@ from lowdim_jax.completion import ObservedCompletion, entries, observed_completi
 from lowdim_jax.networks import Weights
 from lowdim_jax.recovery import Fit, fit
 
-CANDIDATES = ((2, 20, 1e-6), (2, 40, 1e-6), (3, 40, 3e-5))
-"""Depth, width `r̂`, and start `ε^L` as a fraction of the largest singular value: to choose from."""
+STARTS = {2: 1e-5, 3: 1e-3}
+"""Depths to choose from, each with its start `ε^L` as a fraction of the largest singular value."""
+WIDTHS = (20, 80)
+"""Widths `r̂` to choose from."""
 EDGE_FRACTION = 0.15
 """Learning rate as a fraction of the edge: small, as early stopping ends a run after some tens of steps."""
 DECAY = 1 / 3
@@ -122,30 +124,45 @@ def fit_ratings(
     ratings: Ratings,
     /,
     *,
-    candidates: Sequence[tuple[int, int, float]] = CANDIDATES,
+    depths: Sequence[int] = tuple(STARTS),
+    widths: Sequence[int] = WIDTHS,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[RatingModel, Fit]:
     """Fit effects and a compressed network, everything chosen on a part of the given ratings.
 
-    The candidate network and the number of steps with the smallest error on 5% of the ratings are
+    The depth, the width and the number of steps with the smallest error on 5% of the ratings are
     chosen; with them all ratings are fitted once more, and the effects a last time on what the network
     leaves. Returns the model, and the fit that was chosen.
+
+    Raises
+    ------
+    ValueError
+        If there are too few ratings, all of them are equal, or a depth has no start.
     """
+    for depth in depths:
+        if depth not in STARTS:
+            raise ValueError(f"depths has {depth}, expected some of {', '.join(map(str, STARTS))}")
+    widths = tuple(dict.fromkeys(min(width, *ratings.shape) for width in widths))
     train, held = hold_out(ratings, HELD_OUT, seed=seed)
     effects = fit_effects(train)
     problem = residual_problem(train, effects)
     ends = float(ratings.values.min()), float(ratings.values.max())
     validate = _squared_error(held, effects, ends)
-    fits = [_train(problem, candidate, validate=validate, progress=progress) for candidate in candidates]
-    best = min(range(len(fits)), key=lambda index: np.min(fits[index].validation))
+    fits = [
+        _train(problem, depth, width, validate=validate, progress=progress)
+        for depth in depths
+        for width in widths
+    ]
+    chosen = min(fits, key=lambda fit: np.min(fit.validation))
+    depth, width = chosen.settings["depth"], chosen.settings["rank"]
 
     effects = fit_effects(ratings)
     problem = residual_problem(ratings, effects)
-    final = _train(problem, candidates[best], steps=fits[best].best_step)
+    final = _train(problem, depth, width, steps=chosen.best_step)
     explained = np.asarray(entries(final.weights, ratings.users, ratings.items))
     effects = fit_effects(ratings, minus=explained)
-    return model_of(ratings, effects, final.weights), fits[best]
+    return model_of(ratings, effects, final.weights), chosen
 
 
 def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None, /) -> RatingModel:
@@ -183,14 +200,13 @@ def read_ratings(*paths: str | Path) -> tuple[Ratings, ...]:
     )
 
 
-def _train(problem: ObservedCompletion, candidate: tuple[int, int, float], **settings) -> Fit:
-    depth, rank, start = candidate
+def _train(problem: ObservedCompletion, depth: int, width: int, **settings) -> Fit:
     top = 1 / float(problem.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
     return fit(
         problem,
         depth=depth,
-        rank=min(rank, *problem.shape),
-        scale=(start * top) ** (1 / depth),
+        rank=width,
+        scale=(STARTS[depth] * top) ** (1 / depth),
         learning_rate=EDGE_FRACTION * float(problem.stable_learning_rate(depth=depth)),
         weight_decay=DECAY * float(problem.surrogate_error()),
         check_every=3,
