@@ -75,7 +75,7 @@ def _short(value: object) -> str:
 def _make(arguments: argparse.Namespace) -> int:
     size, out = arguments.size, arguments.out
     names = registry.select(arguments.names, everything=arguments.all)
-    registry.check_data(names, arguments.data)
+    registry.check_data(names, arguments.data, redraw=arguments.redraw)
     if arguments.redraw:
         saved = {name: registry.read(name, size=size, out=out) for name in names}
     registry.require_writable(out)

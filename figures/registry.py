@@ -61,10 +61,12 @@ def select(names: list[str], *, everything: bool = False) -> tuple[str, ...]:
     return NAMES if everything else tuple(dict.fromkeys(names))
 
 
-def check_data(names: tuple[str, ...], data: Path | None) -> None:
+def check_data(names: tuple[str, ...], data: Path | None, *, redraw: bool) -> None:
     """Raise `ValueError` unless a folder of data, if given, exists and one of the figures reads it."""
     if data is None:
         return
+    if redraw:
+        raise ValueError("--data and --redraw exclude each other: saved arrays are drawn again as they are")
     if not set(names) & set(WITH_DATA):
         raise ValueError(f"--data is for the figure {', '.join(WITH_DATA)}")
     if not data.is_dir():
