@@ -32,7 +32,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 TEST = 0.1
 """Fraction of the ratings that are tested on where there is no test file."""
 RANK = 10
-RIDGES = (6.0, 9.0, 12.0, 18.0)
+RIDGES = (6.0, 9.0, 12.0, 18.0, 27.0)
 PENALTIES = (0.3, 0.4, 0.5)
 """Candidate penalties of the baselines; those of soft-impute are fractions of the largest singular value."""
 
