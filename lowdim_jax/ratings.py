@@ -25,6 +25,8 @@ DECAY = 1 / 3
 """Weight decay as a fraction of the surrogate's noise: a singular value below it is noise in part."""
 RIDGE = 5.0
 """Ratings that pull an effect towards zero: an effect of `n` ratings is shrunk by `n / (n + RIDGE)`."""
+TOO_LARGE = 1e15
+"""A rating of this size is no rating: its square would be near the end of single precision."""
 HELD_OUT = 0.05
 """Fraction of the training ratings on which depth, width, start and stopping are chosen."""
 
@@ -278,7 +280,7 @@ def _separator(line: str) -> Callable[[str], list[str]]:
 
 def _is_number(fields: list[str]) -> bool:
     try:
-        return len(fields) == 1 and bool(np.isfinite(float(fields[0])))
+        return len(fields) == 1 and abs(float(fields[0])) < TOO_LARGE
     except ValueError:
         return False
 

@@ -75,6 +75,7 @@ def test_names_may_be_any_text(tmp_path):
         ("1 2 3\n1 3\n", "line 2: expected user, item and rating, found '1 3'"),
         ("1 2 3\n1 3 good\n", "line 2: expected user"),
         ("1 2 3\n1 3 nan\n", "line 2: expected user"),
+        ("1 2 3\n1 3 -1e300\n", "line 2: expected user"),
         ("1,2,3\n1,,3\n", "line 2: expected user, item and rating, found '1,,3'"),
         ("1::2::3\n1 3 4\n", "line 2: expected user"),
         ("user,item,rating\n1,2,3\n1,3\n", "line 3: expected user"),
