@@ -7,13 +7,16 @@ out: MovieLens-100K as it is distributed, or other ratings in one of the formats
 Without it the figure shows a synthetic stand-in, written in the same format and read by the same reader:
 user and item effects, a matrix of rank 4 and noise, rounded to 1 … 5. The figure's arrays record which.
 
-As in the paper the matrix to complete is that of the ratings themselves. They are not centred, and no
-effects are taken out beforehand (their error is the horizontal line): predictions of `lowdim-ratings`
-are better. Both networks start at one scale `ε`, `ε^L` a fraction `start` of the surrogate's largest
-singular value, and take the same rate, a fraction of the edge of stability. All three fit everything
-they are given, in single precision, and nothing is stopped early: where a curve rises, it overfits.
-The original network, 943 wide, needs the whole matrix at every step and completes it under a dense mask;
-the others work on the observed entries.
+The matrix to complete is that of the ratings themselves, not centred, and without taking out user and item
+effects (their error alone is the horizontal line): `lowdim-ratings` does both, and predicts better. Both
+networks start at one scale `ε`, `ε^L` a fraction `start` of the surrogate's largest singular value, and
+take the same rate, a fraction of the edge of stability. All methods fit everything they are given, in
+single precision, and nothing is stopped early: where a curve rises, it overfits. The paper's alternating
+minimization falls to 0.67 and rises, as it does here with next to no ridge. Its networks end at 0.53, which a
+start of 0.1 with α = 5 gives; from the smaller start taken here they end lower.
+
+The original network, 943 wide, needs the whole matrix at every step and completes it under a dense mask,
+which takes minutes; the others work on the observed entries.
 
 Seconds are the number of iterations times the time of one, measured on a few of them, without
 compilation.

@@ -2,7 +2,8 @@
 
 A figure is a module of this package, its name written with underscores. Its docstring says what it
 shows (the first line) and where that comes from; `SETTINGS` holds its settings by size;
-`compute(settings)` returns NumPy arrays by name, and `plot(arrays, settings)` a Matplotlib figure.
+`compute(settings)` returns NumPy arrays by name, and `plot(arrays, settings)` a Matplotlib figure. One that
+is in `WITH_DATA` has `compute(settings, data)`, with the user's folder of data, or None.
 Listing reads the modules' text only, so that it does not wait for JAX.
 """
 
@@ -37,7 +38,6 @@ NAMES = (
     "movielens",
 )
 WITH_DATA = ("movielens",)
-"""Figures of the user's own data, if there are any; their `compute` takes a folder, too."""
 SIZES = ("small", "paper")
 SETTINGS_KEY = "settings"
 
@@ -96,10 +96,10 @@ def make(name: str, *, size: str, out: Path, data: Path | None = None) -> list[P
     own = (data,) if name in WITH_DATA else ()
     with jax.enable_x64(True):
         arrays = load(name).compute(settings, *own)
-    data = out / f"{name}.npz"
+    saved = out / f"{name}.npz"
     contents = {**arrays, SETTINGS_KEY: np.array(_as_json(settings))}
-    _write(data, lambda file: np.savez_compressed(file, **contents))
-    return [data, *draw(name, read(name, size=size, out=out), size=size, out=out)]
+    _write(saved, lambda file: np.savez_compressed(file, **contents))
+    return [saved, *draw(name, read(name, size=size, out=out), size=size, out=out)]
 
 
 def read(name: str, *, size: str, out: Path) -> dict[str, np.ndarray]:
