@@ -192,7 +192,7 @@ def test_peak_memory(network, record, quick):
     record(f"peak memory, {network}, d={d}", lambda: None, megabytes=megabytes)
 
 
-def test_peak_memory_of_observed_entries(record, quick):
+def test_peak_memory_of_entries(record, quick):
     """29 million draws with repetition: 25 million entries."""
     draws = 290_000 if quick else 29_000_000
     megabytes = in_child("memory", "observed", draws)
