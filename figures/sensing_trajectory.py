@@ -10,8 +10,8 @@ float32 ones, and the networks float64: products with the measurements are exact
 the start `ε` leaves in the end.
 
 Seconds are the number of iterations times the time of one, measured over a short run without compilation.
-Both networks spend nearly all of it in the same two passes over the measurements, so that compression saves
-iterations here, but hardly any time in each.
+Both networks spend most of it in the same two passes over the measurements, so that compression saves
+iterations here, but little time in each.
 """
 
 from figures import networks, style, trajectories

@@ -29,6 +29,7 @@ TINY = {
         "epsilon": 0.1,
         "learning_rate": 5e-3,
         "steps": 1400,
+        "timed_steps": 1400,  # as many, so that both runs are one program
         "repeats": 1,
     },
     "incremental-learning": {
