@@ -117,6 +117,7 @@ def test_list_names_every_figure_and_its_sizes(capsys):
         figure = registry.describe(name)
         assert f"{name}\n    {figure.summary}\n    small: " in out
         assert set(figure.settings) == set(registry.SIZES)
+        assert figure.settings["small"].keys() == figure.settings["paper"].keys()
     assert main(["list"]) == 0
     assert capsys.readouterr().out == out
 
