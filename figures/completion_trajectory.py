@@ -14,8 +14,10 @@ own edge.
 Seconds are the number of iterations times the time of one, measured over a short run without compilation.
 """
 
+import jax.numpy as jnp
 import jax.tree_util as jtu
 
+import lowdim_jax as ld
 from figures import networks, style, trajectories
 
 SETTINGS = {
@@ -59,12 +61,19 @@ def compute(settings):
     for r, steps in zip(settings["ranks"], settings["steps"], strict=True):
         of_rank = {**settings, "r": r, "steps": steps}
         problem = networks.problem_of(networks.separated_target(of_rank), of_rank)
-        observe = jtu.Partial(trajectories.unobserved_error, problem)
+        observe = jtu.Partial(_unobserved_error, problem)
         starts = networks.both(problem, of_rank)
         for alpha in settings["alphas"]:
             found = trajectories.compute(problem, starts, {**of_rank, "alpha": alpha}, observe=observe)
             arrays |= {f"{_prefix(r, alpha)}{key}": array for key, array in found.items()}
     return arrays
+
+
+def _unobserved_error(problem, weights):
+    """`‖P_Ωᶜ(W − Φ)‖_F / ‖P_Ωᶜ(Φ)‖_F`, relative error on the entries that were not observed."""
+    truth = problem.truth.dense()
+    missed = jnp.where(problem.mask, 0, ld.end_to_end(weights) - truth)
+    return jnp.linalg.norm(missed) / jnp.linalg.norm(jnp.where(problem.mask, 0, truth))
 
 
 def select(arrays, r, alpha):
@@ -86,11 +95,11 @@ def plot(arrays, settings):
     for row, r in zip(rows, ranks, strict=True):
         handles = []
         for alpha, stroke in zip(settings["alphas"], STROKES, strict=True):
-            lines = {
+            looks = {
                 name: {**look, "linestyle": stroke, "label": rf"{look['label']}, $\alpha={alpha:g}$"}
-                for name, look in trajectories.LINES.items()
+                for name, look in trajectories.lines(settings).items()
             }
-            handles += trajectories.draw(row, select(arrays, r, alpha), lines, least=1e-6)
+            handles += trajectories.draw(row, select(arrays, r, alpha), looks, least=1e-6)
         slowest = row[1].dataLim.xmax
         row[1].set(xscale="log", xlim=(5e-3 * slowest, 1.1 * slowest))
         row[0].set_ylabel("relative error on\nunobserved entries")

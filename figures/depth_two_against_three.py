@@ -7,7 +7,7 @@ From the paper's `ε = 1e-2` only depth 3 recovers.
 
 That is a matter of scale, not of what two factors can do. Two factors wait `ln(1/ε)` where three wait `1/ε`
 (2.4), so they can start as small as floating-point numbers allow, and from `ε = 1e-20` they recover as well,
-in no more iterations. The last panel shows the final error against `ε`, by depth.
+in about as many iterations. The last panel shows the final error against `ε`, by depth.
 
 The paper's code states `η = 50` for half the mean over observed entries, and `α = 2`. The loss is `d²` times
 as large here, so that its rate is `50 / d² = 5e-3` at d = 100, the one used: 0.8 of the edge of stability
@@ -49,6 +49,7 @@ SETTINGS = {
     },
 }
 COLOURS = {"2": style.OTHER_RANK, "3": style.COMPRESSED}
+STROKES = ("-", "-", (0, (1, 1.2)))
 
 
 def compute(settings):
@@ -79,13 +80,13 @@ def plot(arrays, settings):
     """Training and recovery error against iterations, and the final recovery error against `ε`."""
     figure = style.new_figure(height=3.5)
     training, recovery, final = figure.subplots(1, 3, sharey=True, width_ratios=(1.2, 1.2, 1))
-    handles, strokes = [], {"2": iter(["-", (0, (1, 1.2))]), "3": iter(["-"])}
-    for depth, epsilon in settings["shown"]:
+    handles = []
+    for (depth, epsilon), stroke in zip(settings["shown"], STROKES, strict=True):
         row = settings["epsilons"][depth].index(epsilon)
         look = {
             **style.MEASURED,
             "color": COLOURS[depth],
-            "linestyle": next(strokes[depth]),
+            "linestyle": stroke,
             "label": rf"depth {depth}, $\varepsilon=10^{{{round(np.log10(epsilon))}}}$",
         }
         handles += training.plot(arrays["iteration"], arrays[f"L{depth}_training"][row], **look)

@@ -83,7 +83,7 @@ def plot(arrays, settings):
     """Two panels, error against iterations and against seconds."""
     r, rank = settings["r"], settings["factor"] * settings["r"]
     lines = {
-        **trajectories.LINES,
+        **trajectories.lines(settings),
         "two_factor_exact": {
             "color": style.EXACT_RANK,
             "linestyle": (0, (1, 1.2)),

@@ -58,7 +58,7 @@ def plot(arrays, settings):
     """Two panels, error against iterations and against seconds."""
     figure = style.new_figure(height=3.4)
     panels = figure.subplots(1, 2, sharey=True)
-    handles = trajectories.draw(panels, arrays, trajectories.LINES, least=2e-6)
+    handles = trajectories.draw(panels, arrays, trajectories.lines(settings), least=2e-6)
     panels[0].set_ylabel(r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$")
     style.legend_above(figure, handles)
     return figure

@@ -1,10 +1,8 @@
 """Recovery error per iteration and per second: what the trajectory figures have in common."""
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-import lowdim_jax as ld
 from figures import networks, style
 
 
@@ -19,26 +17,20 @@ def compute(problem, starts, settings, *, observe=None):
     return arrays
 
 
-def unobserved_error(problem: ld.Completion, weights):
-    """`‖P_Ωᶜ(W − Φ)‖_F / ‖P_Ωᶜ(Φ)‖_F`, relative error on the entries that were not observed."""
-    truth = problem.truth.dense()
-    missed = ld.end_to_end(weights) - truth
-    hidden = ~problem.mask
-    return jnp.linalg.norm(jnp.where(hidden, missed, 0)) / jnp.linalg.norm(jnp.where(hidden, truth, 0))
+def lines(settings):
+    """How the lines of the original and the compressed network look."""
+    label = rf"compressed, $\hat{{r}}={settings['factor']}r$"
+    return {
+        "original": {"color": style.ORIGINAL, "label": "original"},
+        "compressed": {"color": style.COMPRESSED, "label": label},
+    }
 
 
-LINES = {
-    "original": {"color": style.ORIGINAL, "label": "original"},
-    "compressed": {"color": style.COMPRESSED, "label": r"compressed, $\hat{r}=2r$"},
-}
-"""How the lines of the original and the compressed network look."""
-
-
-def draw(panels, arrays, lines, *, least):
+def draw(panels, arrays, looks, *, least):
     """Errors down to `least` against iterations, and against seconds; returns the lines' handles."""
     by_iteration, by_second = panels
     iteration, handles = arrays["iteration"], []
-    for name, look in lines.items():
+    for name, look in looks.items():
         look = {**style.MEASURED, **look}
         handles += by_iteration.plot(iteration, arrays[name], **look)
         by_second.plot(iteration * arrays[f"{name}_seconds"], arrays[name], **look)

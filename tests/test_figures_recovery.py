@@ -125,6 +125,7 @@ def test_larger_alpha_helps_at_one_rate_and_hardly_at_one_fraction_of_the_edge(m
     assert (alpha[0], alpha[-1]) == (0.5, 9.75)
     assert np.all(np.diff(fixed) < 0)
     at_one = fixed[np.flatnonzero(alpha == 1.0)]
+    assert arrays["original_steps"] > at_one
     np.testing.assert_allclose(fixed, at_one * alpha ** (-2 / settings["depth"]), rtol=0.15)
     assert np.ptp(arrays["edge_steps"]) < 0.15 * arrays["edge_steps"].max()
     of_edge = settings["learning_rate"] / arrays["edge"]
