@@ -14,7 +14,7 @@ Burer-Monteiro factorizations `U Vᵀ` start at small Gaussian factors. Having t
 `ln(1/ε)` where three factors wait `1/ε` (docs/theory.md 2.4), so on a fully known matrix they are
 fastest.
 
-Seconds are the number of iterations times the time of one, measured over the whole run without
+Seconds are the number of iterations times the time of one, measured over a short run without
 compilation; the loss is formed densely for all networks.
 """
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import networks, style, trajectories
 
 SETTINGS = {
     "small": {
@@ -35,6 +35,7 @@ SETTINGS = {
         "learning_rate": 4e-3,
         "steps": 2500,
         "record_every": 5,
+        "timed_steps": 1000,
         "repeats": 2,
         "seed": 0,
     },
@@ -47,6 +48,7 @@ SETTINGS = {
         "learning_rate": 2e-3,
         "steps": 9000,
         "record_every": 10,
+        "timed_steps": 1000,
         "repeats": 2,
         "seed": 0,
     },
@@ -62,17 +64,11 @@ def compute(settings):
     problem = ld.factorization(target.dense())
     keys = jax.random.split(jax.random.key(settings["seed"] + 2))
     starts = {
-        "original": networks.original(settings),
-        "compressed": ld.compress(problem, depth=depth, rank=rank, scale=scale),
+        **networks.both(problem, settings),
         "two_factor_exact": ld.gaussian(keys[0], (d, r, d), scale=scale),
         "two_factor_over": ld.gaussian(keys[1], (d, rank, d), scale=scale),
     }
-    arrays = {}
-    for name, weights in starts.items():
-        trajectory, seconds = networks.timed_descent(problem, weights, settings)
-        arrays["iteration"] = np.asarray(trajectory.t)
-        arrays[name] = np.asarray(trajectory.observed)
-        arrays[f"{name}_seconds"] = np.array(seconds / settings["steps"])
+    arrays = trajectories.compute(problem, starts, settings)
 
     values = jnp.pad(target.singular_values, (0, rank - r))
     times = rate * jnp.asarray(arrays["iteration"], values.dtype)
@@ -87,8 +83,7 @@ def plot(arrays, settings):
     """Two panels, error against iterations and against seconds."""
     r, rank = settings["r"], settings["factor"] * settings["r"]
     lines = {
-        "original": {"color": style.ORIGINAL, "label": "original"},
-        "compressed": {"color": style.COMPRESSED, "label": rf"compressed, $\hat{{r}}={rank}$"},
+        **trajectories.lines(settings),
         "two_factor_exact": {
             "color": style.EXACT_RANK,
             "linestyle": (0, (1, 1.2)),
@@ -101,30 +96,15 @@ def plot(arrays, settings):
         },
     }
     figure = style.new_figure(height=3.5)
-    by_iteration, by_second = figure.subplots(1, 2, sharey=True)
-    handles = []
-    for name, look in lines.items():
-        look = {**style.MEASURED, **look}
-        handles += by_iteration.plot(arrays["iteration"], arrays[name], **look)
-        by_second.plot(arrays["iteration"] * arrays[f"{name}_seconds"], arrays[name], **look)
+    by_iteration, by_second = panels = figure.subplots(1, 2, sharey=True)
+    handles = trajectories.draw(panels, arrays, lines, least=2e-8)
     handles += by_iteration.plot(
         arrays["iteration"],
         arrays["predicted"],
         **style.PREDICTED,
         label="predicted",
     )
-    by_iteration.set(
-        yscale="log",
-        xlim=(0, arrays["iteration"][-1]),
-        ylim=(2e-8, 2),
-        xlabel="iteration",
-        ylabel=r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$",
-    )
-    style.thousands(by_iteration)
-    by_second.set(
-        xscale="log",
-        xlim=(2e-3 * arrays["original_seconds"] * settings["steps"], None),
-        xlabel="seconds, measured, without compilation",
-    )
+    by_iteration.set_ylabel(r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$")
+    by_second.set(xscale="log", xlim=(2e-3 * arrays["original_seconds"] * settings["steps"], None))
     style.legend_above(figure, handles)
     return figure

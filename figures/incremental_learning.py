@@ -1,7 +1,8 @@
 """Singular values rise one after another, each already aligned with its target's vectors.
 
 Source: the paper's incremental-learning figure (three surfaces over index and iteration);
-docs/theory.md 1.1 and 1.6. Top row the original network, bottom row the compressed one.
+docs/theory.md 1.1 and 1.6. Top row the original network, bottom row the compressed one, here trained on
+the whole matrix; `incremental-learning-sensing` and `incremental-learning-completion` have a part of it.
 
 Singular vectors are matched by order, which means nothing while singular values nearly coincide
 (docs/theory.md 6): an alignment is drawn only where its component's singular value is at least 5%
@@ -49,33 +50,16 @@ GAP = 0.05
 def compute(settings):
     """Singular values `(n, r + extra)` and alignments `(n, r)` of both networks."""
     target = networks.separated_target(settings)
-    problem = ld.factorization(target.dense())
+    problem = networks.problem_of(target, settings)
     shown = settings["r"] + settings["extra"]
-    starts = {
-        "original": networks.original(settings),
-        "compressed": ld.compress(
-            problem,
-            depth=settings["depth"],
-            rank=settings["factor"] * settings["r"],
-            scale=settings["epsilon"],
-        ),
-    }
 
     def observe(weights):
         parts = ld.spectra.alignment(weights, target)
         return ld.spectra.singular_values(weights, rank=shown), parts.left, parts.right
 
     arrays = {"targets": np.asarray(target.singular_values)}
-    for name, weights in starts.items():
-        trajectory = ld.gradient_descent(
-            problem.loss,
-            weights,
-            ld.SGD(settings["learning_rate"]),
-            steps=settings["steps"],
-            record_every=settings["record_every"],
-            observe=observe,
-            throw=True,
-        )
+    for name, weights in networks.both(problem, settings).items():
+        trajectory = networks.descent(problem, weights, settings, observe=observe)
         arrays["iteration"] = np.asarray(trajectory.t)
         values, left, right = jax.tree.map(np.asarray, trajectory.observed)
         arrays |= {f"{name}_values": values, f"{name}_left": left, f"{name}_right": right}

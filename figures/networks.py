@@ -21,20 +21,58 @@ def original(settings: Mapping[str, Any]) -> ld.Weights:
     return ld.orthogonal(key, shape, scale=settings["epsilon"])
 
 
-def timed_descent(problem, weights, settings: Mapping[str, Any]) -> tuple[ld.Trajectory, float]:
-    """Recovery error along gradient descent at a figure's settings, and its wall time in seconds."""
-    return timed(
-        lambda: ld.gradient_descent(
-            problem.loss,
-            weights,
-            ld.SGD(settings["learning_rate"]),
-            steps=settings["steps"],
-            record_every=settings["record_every"],
-            observe=problem.recovery_error,
-            throw=True,
-        ),
-        repeats=settings["repeats"],
+def compressed(problem, settings: Mapping[str, Any]) -> ld.Weights:
+    """Compressed network of `factor` times the target's rank, spectrally initialized."""
+    rank = settings["factor"] * settings["r"]
+    return ld.compress(problem, depth=settings["depth"], rank=rank, scale=settings["epsilon"])
+
+
+def both(problem, settings: Mapping[str, Any]) -> dict[str, ld.Weights]:
+    """The original and the compressed network of a problem."""
+    return {"original": original(settings), "compressed": compressed(problem, settings)}
+
+
+def problem_of(target: ld.LowRank, settings: Mapping[str, Any]) -> Any:
+    """What networks train on: a fraction `observed` of the entries, `measurements`, or the whole target.
+
+    Measurements are float32 ones, in half the memory and time; networks are float64 all the same.
+    """
+    key = jax.random.key(settings["seed"] + 3)
+    if "observed" in settings:
+        mask = jax.random.uniform(key, target.shape) < settings["observed"]
+        return ld.completion(target.dense(), mask, truth=target)
+    if "measurements" in settings:
+        stack = ld.gaussian_measurements(key, settings["measurements"], target.shape, dtype="float32")
+        return ld.sensing(stack, truth=target, curvature=1.0)
+    return ld.factorization(target.dense())
+
+
+def descent(problem, weights, settings: Mapping[str, Any], *, observe) -> ld.Trajectory:
+    """Gradient descent at a figure's settings, `alpha` among them where it is not 1."""
+    return ld.gradient_descent(
+        problem.loss,
+        weights,
+        ld.SGD(settings["learning_rate"], alpha=settings.get("alpha", 1.0)),
+        steps=settings["steps"],
+        record_every=settings["record_every"],
+        observe=observe,
+        throw=True,
     )
+
+
+def timed_descent(
+    problem, weights, settings: Mapping[str, Any], *, observe=None
+) -> tuple[ld.Trajectory, float]:
+    """Gradient descent, by default observing recovery errors, and the seconds an iteration takes.
+
+    These are measured over a run of `timed_steps` iterations.
+    """
+    observe = problem.recovery_error if observe is None else observe
+    short = {**settings, "steps": settings["timed_steps"]}
+    _, seconds = timed(
+        lambda: descent(problem, weights, short, observe=observe), repeats=settings["repeats"]
+    )
+    return descent(problem, weights, settings, observe=observe), seconds / short["steps"]
 
 
 def timed(run: Callable[[], ld.Trajectory], *, repeats: int) -> tuple[ld.Trajectory, float]:

@@ -24,7 +24,13 @@ import numpy as np
 NAMES = (
     "predicted-vs-measured",
     "factorization-trajectory",
+    "sensing-trajectory",
+    "completion-trajectory",
+    "alpha-ablation",
+    "depth-two-against-three",
     "incremental-learning",
+    "incremental-learning-sensing",
+    "incremental-learning-completion",
     "alignment",
     "rank-overestimation",
     "learning-times",

@@ -173,8 +173,10 @@ def reduce(
     target
         `Φ`, dense (its numerical rank is taken, so it must be concrete) or `LowRank`.
     strict
-        Refuse an initialization that is not orthogonal. With `strict=False` every layer is replaced by
-        its best fit `ε_l P_l` of orthogonal polar factor `P_l`, to study how the law fails.
+        Refuse an initialization that is not orthogonal, and widths that grow and then shrink. With
+        `strict=False` every layer is replaced by its best fit `ε_l P_l` of orthogonal polar factor `P_l`,
+        and a space that bulges by its part that its outer end reaches: a network for which the law
+        holds, to study how it fails for the one given.
 
     Returns
     -------
@@ -189,7 +191,8 @@ def reduce(
         (docs/theory.md 3.5).
     """
     spaces = widths(weights)
-    _narrowest(spaces)
+    if strict:
+        _require_valley(spaces)
     target = factorization(target).target
     check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
@@ -197,7 +200,18 @@ def reduce(
     frames, scales = zip(
         *(_frame(weight, number, strict) for number, weight in enumerate(weights, 1)), strict=True
     )
-    return _reduction(_bases(frames, target), scales, target, frames)
+    if _is_valley(spaces):
+        return _reduction(_bases(frames, target), scales, target, frames)
+    parts = _reached(frames)
+    inner = tuple(
+        _polar(after.T @ frame @ before)
+        for before, frame, after in zip(parts, frames, parts[1:], strict=False)
+    )
+    bases = tuple(part @ basis for part, basis in zip(parts, _bases(inner, target), strict=True))
+    frames = tuple(
+        after @ frame @ before.T for before, frame, after in zip(parts, inner, parts[1:], strict=False)
+    )
+    return _reduction(bases, scales, target, frames)
 
 
 def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
@@ -282,23 +296,55 @@ def reduced_descent(
 
 
 def _narrowest(spaces: Sequence[int]) -> int:
-    """Index of the narrowest space, towards which the widths must not grow from either end."""
-    spaces = list(spaces)
-    narrow = spaces.index(min(spaces))
-    valley = sorted(spaces[: narrow + 1], reverse=True) + sorted(spaces[narrow + 1 :])
-    if spaces != valley:
+    """Index of the narrowest space."""
+    return list(spaces).index(min(spaces))
+
+
+def _is_valley(spaces: Sequence[int]) -> bool:
+    """Whether the widths never rise before they fall: towards the narrowest space from either end."""
+    narrow = _narrowest(spaces)
+    down, up = list(spaces[: narrow + 1]), list(spaces[narrow + 1 :])
+    return down == sorted(down, reverse=True) and up == sorted(up)
+
+
+def _require_valley(spaces: Sequence[int]) -> None:
+    if not _is_valley(spaces):
         raise ValueError(
             f"widths {tuple(spaces)} grow and then shrink: no small subspace is closed under such "
             "layers, so there is no exact reduction; hidden layers no wider than "
-            f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one"
+            f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one, and "
+            "strict=False takes the nearest network of such widths"
         )
-    return narrow
+
+
+def _reached(frames: Sequence[jax.Array]) -> list[jax.Array]:
+    """Orthonormal bases of the part of each space that its outer end reaches: all of it, but for a bulge."""
+    narrow, dtype = _narrowest(widths(frames)), frames[0].dtype
+    from_input = _reached_from(frames[0].shape[1], frames[:narrow], dtype)
+    outward = [frame.T for frame in reversed(frames[narrow:])]
+    from_output = _reached_from(len(frames[-1]), outward, dtype)
+    return [*from_input[:-1], *reversed(from_output)]
+
+
+def _reached_from(end: int, frames: Sequence[jax.Array], dtype) -> list[jax.Array]:
+    parts = [jnp.eye(end, dtype=dtype)]
+    for frame in frames:
+        image = frame @ parts[-1]
+        wide, thin = image.shape
+        parts.append(_polar(image) if wide > thin else jnp.eye(wide, dtype=dtype))
+    return parts
+
+
+def _polar(matrix: jax.Array) -> jax.Array:
+    """Nearest (semi-)orthogonal matrix."""
+    u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u @ vt
 
 
 def _frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax.Array]:
     """Split a layer into a semi-orthogonal matrix and its scale."""
     check_finite(f"layer {number}", weight)
-    u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
+    s = jnp.linalg.svd(weight, compute_uv=False)
     scale = jnp.mean(s)
     if not is_traced(scale) and scale == 0:
         raise ValueError(f"layer {number} is zero: it has no orthogonal factor")
@@ -310,7 +356,7 @@ def _frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax
                 "needs an orthogonal initialization, where they are equal; strict=False takes the "
                 "nearest one"
             )
-    return u @ vt, scale
+    return _polar(weight), scale
 
 
 def _embeddings(frames: Sequence[jax.Array]) -> tuple[jax.Array, ...]:

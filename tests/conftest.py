@@ -27,3 +27,15 @@ def dtype(request):
     """Both precisions: the default float is the one named."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def made(request):
+    """Arrays and settings of every figure in a test file's `MODULES`, small but for its `TINY`, by name."""
+    results = {}
+    with jax.enable_x64(True):
+        for module in request.module.MODULES:
+            name = module.__name__.rpartition(".")[2]
+            settings = {**module.SETTINGS["small"], **request.module.TINY[name]}
+            results[name] = module.compute(settings), settings
+    return results

@@ -29,6 +29,7 @@ TINY = {
         "epsilon": 0.1,
         "learning_rate": 5e-3,
         "steps": 1400,
+        "timed_steps": 1400,  # as many, so that both runs are one program
         "repeats": 1,
     },
     "incremental-learning": {
@@ -116,6 +117,7 @@ def test_list_names_every_figure_and_its_sizes(capsys):
         figure = registry.describe(name)
         assert f"{name}\n    {figure.summary}\n    small: " in out
         assert set(figure.settings) == set(registry.SIZES)
+        assert figure.settings["small"].keys() == figure.settings["paper"].keys()
     assert main(["list"]) == 0
     assert capsys.readouterr().out == out
 

@@ -23,25 +23,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def made():
-    """Arrays of every figure, computed once, and their settings."""
-    import jax
-
-    results = {}
-    with jax.enable_x64(True):
-        for module in MODULES:
-            name = module.__name__.rpartition(".")[2]
-            settings = {**module.SETTINGS["small"], **TINY[name]}
-            results[name] = module.compute(settings), settings
-    return results
-
-
-def test_settings_of_both_sizes_have_the_same_keys():
-    for module in MODULES:
-        assert module.SETTINGS["small"].keys() == module.SETTINGS["paper"].keys()
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_every_figure_is_drawn_from_finite_arrays(made, module, tmp_path):
     import matplotlib

@@ -244,6 +244,21 @@ def test_widths_that_grow_and_shrink_are_refused(spaces):
         ld.reduce(network(spaces), target)
 
 
+@pytest.mark.parametrize("spaces", [(10, 14, 10), (12, 10, 13, 14, 11, 13), (9, 12, 7, 12, 9)])
+def test_a_bulge_taken_all_the_same_follows_the_network_without_it_only(x64, spaces):
+    target = target_of((spaces[-1], spaces[0]), [2.0, 1.0])
+    weights = network(spaces)
+    reduction = ld.reduce(weights, target, strict=False)
+    nearest = reduction.lift(reduction.layers)
+    assert ld.widths(nearest) == spaces
+    # Exact for the nearest network that has the law, whose bulging spaces are not reached throughout …
+    assert worst_layer(target, nearest, sgd(0.02), make=lambda *_: reduction) < 1e-12
+    # … and off for the network that was given.
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.SGD(0.02), steps=150)
+    small = ld.reduced_descent(reduction, ld.SGD(0.02), steps=150)
+    assert jnp.max(jnp.abs(small.losses / full.losses - 1)) > 1e-3
+
+
 def test_a_gaussian_initialization_is_refused_and_does_not_reduce(x64):
     target = target_of((10, 10), [2.0, 1.0])
     weights = ld.gaussian(jax.random.key(0), (10, 10, 10), scale=0.4)
