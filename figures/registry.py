@@ -2,7 +2,8 @@
 
 A figure is a module of this package, its name written with underscores. Its docstring says what it
 shows (the first line) and where that comes from; `SETTINGS` holds its settings by size;
-`compute(settings)` returns NumPy arrays by name, and `plot(arrays, settings)` a Matplotlib figure.
+`compute(settings)` returns NumPy arrays by name, and `plot(arrays, settings)` a Matplotlib figure. One that
+is in `WITH_DATA` has `compute(settings, data)`, with the user's folder of data, or None.
 Listing reads the modules' text only, so that it does not wait for JAX.
 """
 
@@ -40,7 +41,9 @@ NAMES = (
     "weight-updates",
     "nonlinear-accuracy",
     "rank-accuracy",
+    "movielens",
 )
+WITH_DATA = ("movielens",)
 SIZES = ("small", "paper")
 SETTINGS_KEY = "settings"
 
@@ -64,6 +67,18 @@ def select(names: list[str], *, everything: bool = False) -> tuple[str, ...]:
     return NAMES if everything else tuple(dict.fromkeys(names))
 
 
+def check_data(names: tuple[str, ...], data: Path | None, *, redraw: bool) -> None:
+    """Raise `ValueError` unless a folder of data, if given, exists and one of the figures reads it."""
+    if data is None:
+        return
+    if redraw:
+        raise ValueError("--data and --redraw exclude each other: saved arrays are drawn again as they are")
+    if not set(names) & set(WITH_DATA):
+        raise ValueError(f"--data is for the figure {', '.join(WITH_DATA)}")
+    if not data.is_dir():
+        raise ValueError(f"--data {str(data)!r} is not a folder")
+
+
 def describe(name: str) -> Description:
     """A figure's summary and settings, read from the text of its module."""
     tree = ast.parse((Path(__file__).parent / f"{_module_name(name)}.py").read_text("utf-8"))
@@ -79,17 +94,18 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"figures.{_module_name(name)}")
 
 
-def make(name: str, *, size: str, out: Path) -> list[Path]:
+def make(name: str, *, size: str, out: Path, data: Path | None = None) -> list[Path]:
     """Compute a figure, save its arrays, and draw it; returns the files written."""
     import jax
 
     settings = describe(name).settings[size]
+    own = (data,) if name in WITH_DATA else ()
     with jax.enable_x64(True):
-        arrays = load(name).compute(settings)
-    data = out / f"{name}.npz"
+        arrays = load(name).compute(settings, *own)
+    saved = out / f"{name}.npz"
     contents = {**arrays, SETTINGS_KEY: np.array(_as_json(settings))}
-    _write(data, lambda file: np.savez_compressed(file, **contents))
-    return [data, *draw(name, read(name, size=size, out=out), size=size, out=out)]
+    _write(saved, lambda file: np.savez_compressed(file, **contents))
+    return [saved, *draw(name, read(name, size=size, out=out), size=size, out=out)]
 
 
 def read(name: str, *, size: str, out: Path) -> dict[str, np.ndarray]:

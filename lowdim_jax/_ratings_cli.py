@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from rich.console import Console
@@ -14,8 +15,9 @@ from rich.table import Table
 
 from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
 from lowdim_jax.ratings import (
-    CANDIDATES,
     HELD_OUT,
+    STARTS,
+    WIDTHS,
     RatingModel,
     Ratings,
     fit_effects,
@@ -30,15 +32,15 @@ BAD_INPUT, INTERRUPTED = 2, 130
 TEST = 0.1
 """Fraction of the ratings that are tested on where there is no test file."""
 RANK = 10
-RIDGES = (6.0, 9.0, 12.0, 18.0)
+RIDGES = (6.0, 9.0, 12.0, 18.0, 27.0)
 PENALTIES = (0.3, 0.4, 0.5)
 """Candidate penalties of the baselines; those of soft-impute are fractions of the largest singular value."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for bad input."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
     except ValueError as error:
         print(f"lowdim-ratings: error: {error}", file=sys.stderr)
@@ -48,37 +50,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lowdim-ratings", description="Predict ratings with a compressed deep linear network."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("fit", help="fit a file of ratings")
-    command.add_argument("file", metavar="FILE", help="lines of user, item, rating: u.data, or CSV")
+    command = commands.add_parser("fit", help="fit a file of ratings, and compare with other methods")
+    command.add_argument(
+        "file", metavar="FILE", help="lines of user, item, rating, separated by tabs, '::', commas or blanks"
+    )
     command.add_argument("--test", metavar="FILE", help="ratings to test on; by default a tenth of FILE")
-    command.add_argument("--depth", type=int, metavar="L", help="number of layers; default: chosen")
+    command.add_argument("--depth", type=int, choices=STARTS, help="number of layers; default: chosen")
     command.add_argument("--rank", type=int, metavar="R", help="width of the network; default: chosen")
-    command.add_argument("--seed", type=int, default=0, help="of what is held out")
-    command.add_argument("--no-baselines", action="store_true", help="fit the network only")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of what is held out; default: 0")
+    command.add_argument("--no-baselines", action="store_true", help="do not fit the other methods")
     command.add_argument("--out", type=Path, metavar="DIR", help="write factors.npz and predictions.csv")
     command.set_defaults(command=_fit)
     return parser
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    if arguments.test is None:
-        (ratings,) = read_ratings(arguments.file)
-        train, test = hold_out(ratings, TEST, seed=arguments.seed + 1)
-    else:
-        train, test = read_ratings(arguments.file, arguments.test)
-    candidates = tuple(
-        dict.fromkeys(
-            (arguments.depth or depth, arguments.rank or rank, start)
-            for depth, rank, start in CANDIDATES
-        )
-    )
+    for name, value, least in (("--rank", arguments.rank, 1), ("--seed", arguments.seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} {value}, expected {least} or more")
+    train, test = _train_and_test(arguments)
+    depths = tuple(STARTS) if arguments.depth is None else (arguments.depth,)
+    widths = WIDTHS if arguments.rank is None else (arguments.rank,)
     if arguments.out is not None:
         _make_writable(arguments.out)
+    print(
+        f"{len(train.values):,} ratings from {train.values.min():g} to {train.values.max():g}, and "
+        f"{len(test.values):,} to test on, of {train.shape[0]:,} users and {train.shape[1]:,} items"
+    )
 
     table = Table("method", "test RMSE", "seconds", "chosen on held-out training ratings")
 
@@ -90,9 +100,9 @@ def _fit(arguments: argparse.Namespace) -> int:
         return model
 
     def compressed():
-        model, fit = fit_ratings(train, candidates=candidates, seed=arguments.seed, progress=True)
+        model, fit = fit_ratings(train, depths=depths, widths=widths, seed=arguments.seed, progress=True)
         used = fit.settings
-        return model, f"depth {used['depth']}, rank {used['rank']}, {fit.best_step} steps"
+        return model, f"depth {used['depth']}, width {used['rank']}, {fit.best_step} steps"
 
     report("user and item effects", lambda: (model_of(train, fit_effects(train)), ""))
     model = report("compressed network", compressed)
@@ -104,6 +114,21 @@ def _fit(arguments: argparse.Namespace) -> int:
         for path in _write(arguments.out, model, train, test):
             print(path)
     return 0
+
+
+def _train_and_test(arguments: argparse.Namespace) -> tuple[Ratings, Ratings]:
+    if arguments.test is None:
+        (ratings,) = read_ratings(arguments.file)
+        return hold_out(ratings, TEST, seed=arguments.seed + 1)
+    train, test = read_ratings(arguments.file, arguments.test)
+    known = set(zip(train.users, train.items, strict=True))
+    shared = sum(pair in known for pair in zip(test.users, test.items, strict=True))
+    if shared:
+        raise ValueError(
+            f"{shared:,} of the {len(test.values):,} ratings in {arguments.test!r} are of a user and an item "
+            f"that {arguments.file!r} has, too: a test on what was learned from says nothing"
+        )
+    return train, test
 
 
 def _chosen(train: Ratings, baseline: tuple[Callable, Sequence, str], seed: int) -> tuple[RatingModel, str]:
@@ -129,7 +154,7 @@ def _factors(problem, steps):
 
 def _nuclear(problem, fraction):
     top = problem.fraction / float(problem.stable_learning_rate(depth=2))  # of P_Ω(Y), not divided by p
-    return soft_impute(problem, penalty=fraction * top, rank=min(4 * RANK, min(problem.shape) - 1))
+    return soft_impute(problem, penalty=fraction * top, rank=min(4 * RANK, *problem.shape))
 
 
 BASELINES = {
@@ -160,6 +185,7 @@ def _write(folder: Path, model: RatingModel, train: Ratings, test: Ratings) -> t
         mean=model.effects.mean,
         user_effects=model.effects.users,
         item_effects=model.effects.items,
+        scale=(model.lowest, model.highest),
         users=np.array(train.user_names),
         items=np.array(train.item_names),
         **layers,  # pyright: ignore[reportArgumentType]

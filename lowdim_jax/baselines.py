@@ -15,11 +15,24 @@ from lowdim_jax.recovery import Fit, fit
 
 
 def alternating_minimization(
-    problem: ObservedCompletion, /, *, rank: int, ridge: float, sweeps: int = 15, seed: int = 0
+    problem: ObservedCompletion,
+    /,
+    *,
+    rank: int,
+    ridge: float,
+    sweeps: int = 15,
+    start: Weights | None = None,
+    seed: int = 0,
 ) -> Weights:
-    """Minimize `½ Σ_Ω (W_ij − y_ij)² + ½ ridge (‖A‖_F² + ‖B‖_F²)` over `A`, then `B`, exactly (ALS)."""
-    dtype = problem.by_row.values.dtype
-    b, a = gaussian(jax.random.key(seed), (problem.shape[1], rank, problem.shape[0]), scale=1, dtype=dtype)
+    """Minimize `½ Σ_Ω (W_ij − y_ij)² + ½ ridge (‖A‖_F² + ‖B‖_F²)` over `A`, then `B`, exactly (ALS).
+
+    Goes on from `start`, two factors `(B, A)` of width `rank`; by default from Gaussian ones.
+    """
+    if start is None:
+        dtype = problem.by_row.values.dtype
+        widths = (problem.shape[1], rank, problem.shape[0])
+        start = gaussian(jax.random.key(seed), widths, scale=1, dtype=dtype)
+    b, a = start
     for _ in range(sweeps):
         a = _ridge_regression(problem.by_row, b.T, ridge)
         b = _ridge_regression(problem.by_column, a, ridge).T
@@ -29,19 +42,18 @@ def alternating_minimization(
 @jax.jit
 def _ridge_regression(groups: Groups, other: jax.Array, ridge) -> jax.Array:
     """Each owner's row `x` of least `½ Σ (x · other_k − y_k)² + ½ ridge ‖x‖²`."""
-    rank = other.shape[1]
+    rank, dtype = other.shape[1], other.dtype
 
-    def chunk(part):
-        others, values = part
+    def add(sums, part):
+        owner, others, values = part
         across = jnp.where((others >= 0)[..., None], other[others], 0)
-        return jnp.einsum("gsr,gsk->grk", across, across), jnp.einsum("gs,gsr->gr", values, across)
+        squares = jnp.einsum("gsr,gsk->grk", across, across)
+        products = jnp.einsum("gs,gsr->gr", values, across)
+        return (sums[0].at[owner].add(squares), sums[1].at[owner].add(products)), None
 
-    sums = jax.lax.map(chunk, (groups.others, groups.values))
-    grams, sides = (
-        jax.ops.segment_sum(part.reshape(-1, *part.shape[2:]), groups.owner.ravel(), groups.owners)
-        for part in sums
-    )
-    return jnp.linalg.solve(grams + ridge * jnp.eye(rank, dtype=other.dtype)[None], sides[..., None])[..., 0]
+    zeros = jnp.zeros((groups.owners, rank, rank), dtype), jnp.zeros((groups.owners, rank), dtype)
+    (grams, sides), _ = jax.lax.scan(add, zeros, (groups.owner, groups.others, groups.values))
+    return jnp.linalg.solve(grams + ridge * jnp.eye(rank, dtype=dtype)[None], sides[..., None])[..., 0]
 
 
 def burer_monteiro(problem, /, *, rank: int, scale: float = 1e-3, seed: int = 0, **settings) -> Fit:

@@ -250,10 +250,16 @@ def observed_completion(
     check_finite("values", values)
     if not np.issubdtype(values.dtype, np.floating):
         values = values.astype(float)
-    rows, columns, values = _merge(rows, columns, values, shape[1], duplicates)
+    rows, columns = (  # of 16 bits if they can be, which NumPy sorts in linear time
+        index.astype(np.min_scalar_type(size - 1))
+        for index, size in zip((rows, columns), shape, strict=True)
+    )
+    rows, columns, values = _merge(rows, columns, values, duplicates)
+    by_row = _group(rows, columns, values, shape[0])
+    order = np.argsort(columns, kind="stable")
     return ObservedCompletion(
-        by_row=_group(rows, columns, values, shape[0]),
-        by_column=_group(columns, rows, values, shape[1]),
+        by_row=by_row,
+        by_column=_group(columns[order], rows[order], values[order], shape[1]),
         count=len(values),
         truth=as_truth(truth, shape),
     )
@@ -282,22 +288,20 @@ class Groups:
 
 
 def _group(owner: np.ndarray, others: np.ndarray, values: np.ndarray, owners: int) -> Groups:
-    order = np.argsort(owner, kind="stable")
-    owner, others, values = owner[order], others[order], values[order]
+    """Entries, ordered by owner, as groups."""
     counts = np.bincount(owner, minlength=owners)
     groups_of = -(-counts // SLOTS)
-    position = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first_group = np.repeat(np.cumsum(groups_of) - groups_of, counts)
-    group, slot = first_group + position // SLOTS, position % SLOTS
+    left_over = groups_of * SLOTS - counts
+    place = np.repeat(np.cumsum(left_over) - left_over, counts)
+    place += np.arange(len(owner))
 
     total = int(groups_of.sum())
     chunk = min(CHUNK, total)
     chunks = -(-total // chunk)
-    padded = (chunks * chunk, SLOTS)
-    grouped_others = np.full(padded, -1, np.int32)
-    grouped_values = np.zeros(padded, values.dtype)
-    grouped_others[group, slot] = others
-    grouped_values[group, slot] = values
+    grouped_others = np.full(chunks * chunk * SLOTS, -1, np.int32)
+    grouped_values = np.zeros(chunks * chunk * SLOTS, values.dtype)
+    grouped_others[place] = others
+    grouped_values[place] = values
     group_owner = np.zeros(chunks * chunk, np.int32)
     group_owner[:total] = np.repeat(np.arange(owners), groups_of)
     return Groups(
@@ -350,21 +354,24 @@ def _surrogate_error(energy, fraction, shape) -> jax.Array:
     return noise_norm(energy * (1 - fraction), shape) / fraction
 
 
-def _merge(rows, columns, values, width: int, duplicates: str):
+def _merge(rows, columns, values, duplicates: str):
     """Entries ordered by row, then column, each of them once."""
     if duplicates not in ("raise", "mean"):
         raise ValueError(f"duplicates={duplicates!r}, expected 'raise' or 'mean'")
-    place, inverse, counts = np.unique(
-        rows.astype(np.int64) * width + columns, return_inverse=True, return_counts=True
-    )
-    if duplicates == "raise" and len(place) < len(rows):
-        row, column = divmod(int(place[np.argmax(counts > 1)]), width)
+    order = np.lexsort((columns, rows))
+    rows, columns, values = rows[order], columns[order], values[order]
+    again = np.append(False, (rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))
+    if not again.any():
+        return rows, columns, values
+    if duplicates == "raise":
+        first = np.argmax(again)
         raise ValueError(
-            f"{len(rows) - len(place)} entries are given more than once, the first in row {row}, column "
-            f"{column}: remove them, or take duplicates='mean'"
+            f"{again.sum()} entries are given more than once, the first in row {rows[first]}, column "
+            f"{columns[first]}: remove them, or take duplicates='mean'"
         )
-    means = np.bincount(inverse, values) / counts
-    return *divmod(place, width), means.astype(values.dtype)
+    place = np.cumsum(~again) - 1
+    means = np.bincount(place, values) / np.bincount(place)
+    return rows[~again], columns[~again], means.astype(values.dtype)
 
 
 def _require(array, holds, name: str, expected: str) -> None:

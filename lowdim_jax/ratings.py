@@ -2,8 +2,9 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 
 import jax
@@ -14,14 +15,18 @@ from lowdim_jax.completion import ObservedCompletion, entries, observed_completi
 from lowdim_jax.networks import Weights
 from lowdim_jax.recovery import Fit, fit
 
-CANDIDATES = ((2, 20, 1e-6), (2, 40, 1e-6), (3, 40, 3e-5))
-"""Depth, width `r̂`, and start `ε^L` as a fraction of the largest singular value: to choose from."""
+STARTS = {2: 1e-5, 3: 1e-3}
+"""Depths to choose from, each with its start `ε^L` as a fraction of the largest singular value."""
+WIDTHS = (20, 80)
+"""Widths `r̂` to choose from."""
 EDGE_FRACTION = 0.15
 """Learning rate as a fraction of the edge: small, as early stopping ends a run after some tens of steps."""
 DECAY = 1 / 3
 """Weight decay as a fraction of the surrogate's noise: a singular value below it is noise in part."""
 RIDGE = 5.0
 """Ratings that pull an effect towards zero: an effect of `n` ratings is shrunk by `n / (n + RIDGE)`."""
+TOO_LARGE = 1e15
+"""A rating of this size is no rating: its square would be near the end of single precision."""
 HELD_OUT = 0.05
 """Fraction of the training ratings on which depth, width, start and stopping are chosen."""
 
@@ -99,6 +104,8 @@ def fit_effects(ratings: Ratings, /, *, minus: np.ndarray | None = None, sweeps:
 
 def residual_problem(ratings: Ratings, effects: Effects, /) -> ObservedCompletion:
     """What effects leave of the ratings, as a completion problem, in single precision."""
+    if np.ptp(ratings.values) == 0:
+        raise ValueError(f"every rating to learn from is {ratings.values[0]:g}: nothing is left to learn")
     left = ratings.values - effects.predict(ratings.users, ratings.items)
     return observed_completion(
         ratings.users, ratings.items, left.astype(np.float32), shape=ratings.shape
@@ -109,7 +116,9 @@ def hold_out(ratings: Ratings, fraction: float, /, *, seed: int) -> tuple[Rating
     """Ratings to train on, and a random `fraction` of them held out."""
     held = np.random.default_rng(seed).permutation(len(ratings.values)) < fraction * len(ratings.values)
     if held.all() or not held.any():
-        raise ValueError(f"{len(ratings.values)} ratings are too few to hold out a fraction of {fraction}")
+        raise ValueError(
+            f"number of ratings is {len(ratings.values)}: too few to hold out {fraction:.0%} of them"
+        )
     return ratings.part(~held), ratings.part(held)
 
 
@@ -117,30 +126,45 @@ def fit_ratings(
     ratings: Ratings,
     /,
     *,
-    candidates: Sequence[tuple[int, int, float]] = CANDIDATES,
+    depths: Sequence[int] = tuple(STARTS),
+    widths: Sequence[int] = WIDTHS,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[RatingModel, Fit]:
     """Fit effects and a compressed network, everything chosen on a part of the given ratings.
 
-    The candidate network and the number of steps with the smallest error on 5% of the ratings are
+    The depth, the width and the number of steps with the smallest error on 5% of the ratings are
     chosen; with them all ratings are fitted once more, and the effects a last time on what the network
     leaves. Returns the model, and the fit that was chosen.
+
+    Raises
+    ------
+    ValueError
+        If there are too few ratings, all of them are equal, or a depth has no start.
     """
+    for depth in depths:
+        if depth not in STARTS:
+            raise ValueError(f"depths has {depth}, expected some of {', '.join(map(str, STARTS))}")
+    widths = tuple(dict.fromkeys(min(width, *ratings.shape) for width in widths))
     train, held = hold_out(ratings, HELD_OUT, seed=seed)
     effects = fit_effects(train)
     problem = residual_problem(train, effects)
     ends = float(ratings.values.min()), float(ratings.values.max())
     validate = _squared_error(held, effects, ends)
-    fits = [_train(problem, candidate, validate=validate, progress=progress) for candidate in candidates]
-    best = min(range(len(fits)), key=lambda index: np.min(fits[index].validation))
+    fits = [
+        _train(problem, depth, width, validate=validate, progress=progress)
+        for depth in depths
+        for width in widths
+    ]
+    chosen = min(fits, key=lambda fit: np.min(fit.validation))
+    depth, width = chosen.settings["depth"], chosen.settings["rank"]
 
     effects = fit_effects(ratings)
     problem = residual_problem(ratings, effects)
-    final = _train(problem, candidates[best], steps=fits[best].best_step)
+    final = _train(problem, depth, width, steps=chosen.best_step)
     explained = np.asarray(entries(final.weights, ratings.users, ratings.items))
     effects = fit_effects(ratings, minus=explained)
-    return model_of(ratings, effects, final.weights), fits[best]
+    return model_of(ratings, effects, final.weights), chosen
 
 
 def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None, /) -> RatingModel:
@@ -149,11 +173,12 @@ def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None,
 
 
 def read_ratings(*paths: str | Path) -> tuple[Ratings, ...]:
-    """Ratings of files `user item rating [time]`, separated by blanks, tabs or commas.
+    """Ratings of files `user item rating [time]`, separated by tabs, `::`, commas or blanks.
 
-    A first line whose rating is no number is a header: its columns may then be in any order, named
-    `user`, `item` (or `movie`) and `rating`, with endings like `Id`. All files share their numbering of users
-    and items, so that those of a test file without any training rating are there, too.
+    The first line tells which; what follows the rating is ignored. A first line whose rating is no number
+    is a header: its columns may then be in any order, named `user`, `item` (or `movie`) and `rating`, with
+    endings like `Id`. All files share their numbering of users and items, so that those of a test file
+    without any training rating are there, too.
 
     Raises
     ------
@@ -177,14 +202,13 @@ def read_ratings(*paths: str | Path) -> tuple[Ratings, ...]:
     )
 
 
-def _train(problem: ObservedCompletion, candidate: tuple[int, int, float], **settings) -> Fit:
-    depth, rank, start = candidate
+def _train(problem: ObservedCompletion, depth: int, width: int, **settings) -> Fit:
     top = 1 / float(problem.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
     return fit(
         problem,
         depth=depth,
-        rank=min(rank, *problem.shape),
-        scale=(start * top) ** (1 / depth),
+        rank=width,
+        scale=(STARTS[depth] * top) ** (1 / depth),
         learning_rate=EDGE_FRACTION * float(problem.stable_learning_rate(depth=depth)),
         weight_decay=DECAY * float(problem.surrogate_error()),
         check_every=3,
@@ -211,55 +235,65 @@ def _shrunken_means(owner: np.ndarray, values: np.ndarray, owners: int) -> np.nd
 
 def _read_lines(path: Path) -> list[tuple[str, str, float]]:
     """User, item and rating of every line."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"ratings {str(path)!r} cannot be read: {error}") from error
-    split = _comma_separated if lines and "," in lines[0] else str.split
-    columns, table, first_at = (0, 1, 2), [], {}
+    lines = _lines(path)
+    split, columns, table, first_at = _separator(lines[0]), (0, 1, 2), [], {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        fields = split(line)
-        if not table and number == 1 and not _is_number(fields[2:3]):
-            columns = _header(path, fields)
+        here = f"ratings {str(path)!r}, line {number}"
+        fields = [field.strip() for field in split(line)]
+        if number == 1 and not _is_number(fields[2:3]):
+            columns = _header(fields, here, line)
             continue
-        if len(fields) <= max(columns) or not _is_number([fields[columns[2]]]):
-            raise ValueError(
-                f"ratings {str(path)!r}, line {number}: expected user, item and rating, found {line!r}"
-            )
-        user, item = fields[columns[0]], fields[columns[1]]
+        user, item, rating = ([*fields, "", "", ""][column] for column in columns)
+        if not (user and item and _is_number([rating])):
+            raise ValueError(f"{here}: expected user, item and rating, found {line!r}")
         if (user, item) in first_at:
             raise ValueError(
-                f"ratings {str(path)!r}, line {number}: user {user} has rated item {item} before, in line "
-                f"{first_at[user, item]}"
+                f"{here}: user {user} has rated item {item} before, in line {first_at[user, item]}"
             )
         first_at[user, item] = number
-        table.append((user, item, float(fields[columns[2]])))
+        table.append((user, item, float(rating)))
     if not table:
         raise ValueError(f"ratings {str(path)!r} holds no rating")
     return table
 
 
-def _comma_separated(line: str) -> list[str]:
-    return [field.strip() for field in next(csv.reader([line]))]
+def _lines(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes()
+        return re.split("\r\n?|\n", content.decode("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"ratings {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"ratings {str(path)!r}, line {number}: this is not UTF-8 text") from error
+
+
+def _separator(line: str) -> Callable[[str], list[str]]:
+    """How to split lines that look like this one into fields."""
+    for mark in ("\t", "::"):
+        if mark in line:
+            return methodcaller("split", mark)
+    return (lambda line: next(csv.reader([line]))) if "," in line else str.split
 
 
 def _is_number(fields: list[str]) -> bool:
     try:
-        return len(fields) == 1 and bool(np.isfinite(float(fields[0])))
+        return len(fields) == 1 and abs(float(fields[0])) < TOO_LARGE
     except ValueError:
         return False
 
 
-def _header(path: Path, fields: list[str]) -> tuple[int, int, int]:
+def _header(fields: list[str], here: str, line: str) -> tuple[int, int, int]:
     """Where a header has user, item and rating."""
     places = []
     for what, pattern in (("user", "user"), ("item", "item|movie"), ("rating", "rating|score|stars")):
         found = [place for place, field in enumerate(fields) if re.match(pattern, field, re.IGNORECASE)]
         if len(found) != 1:
             raise ValueError(
-                f"ratings {str(path)!r}, line 1: expected one column named {what}, found {', '.join(fields)}"
+                f"{here}: expected user, item and rating, or a header with one column named {what}, "
+                f"found {line!r}"
             )
         places += found
     return tuple(places)

@@ -245,12 +245,13 @@ class _Run:
 
 @contextmanager
 def _bar(steps: int) -> Iterator[Callable[[float, float, float], None]]:
-    """A progress bar with the losses, which disappears at the end."""
+    """A progress bar with the losses, which disappears at the end; none where nobody watches."""
     from rich.console import Console
     from rich.progress import Progress, TextColumn
 
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[losses]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=steps, losses="")
 
         def show(step: float, loss: float, validation: float) -> None:

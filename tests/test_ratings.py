@@ -1,23 +1,72 @@
 """Claims on files of ratings: what is read, what is refused by line, and what the command writes."""
 
+import csv
+
 import numpy as np
 import pytest
 
-from lowdim_jax import ratings
+from lowdim_jax import _ratings_cli, ratings
 from lowdim_jax._ratings_cli import main
 
+LAYOUTS = {
+    "u.data": "7\t3\t4\t99\n7\t5\t2\t98\n8\t3\t1\t97\n",
+    "blanks": "7 3 4\n7  5  2\n\n8 3 1",
+    "MovieLens-1M": "7::3::4::99\n7::5::2::98\n8::3::1::97\n",
+    "CSV": "7,3,4\n7,5,2\n8,3,1\n",
+    "CSV with header": "userId,movieId,rating\n7,3,4\n7,5,2\n8,3,1\n",
+    "columns in another order": "rating,Item ID,year,USER\n4,3,1999,7\n2,5,1999,7\n1,3,1999,8\n",
+    "quotes": '"user","item","rating"\n"7","3","4"\n"7","5","2"\n"8","3","1"\n',
+    "header and tabs": "user\titem\trating\n7\t3\t4\n7\t5\t2\n8\t3\t1\n",
+    "from Windows": "\ufeffuser,item,rating\r\n7,3,4\r\n7,5,2\r\n8,3,1\r\n",
+}
 
-@pytest.mark.parametrize(
-    "text",
-    ["7\t3\t4\t99\n7\t5\t2\t98\n8\t3\t1\t97\n", "userId,movieId,rating\n7,3,4\n7,5,2\n8,3,1\n",
-     "rating,item,user\n4,3,7\n2,5,7\n1,3,8\n"],
-)
-def test_every_layout_is_read_alike(tmp_path, text):
-    path = tmp_path / "ratings"
-    path.write_text(text)
-    (read,) = ratings.read_ratings(path)
+
+def write(folder, text, name="ratings"):
+    path = folder / name
+    path.write_text(text, "utf-8", newline="")
+    return path
+
+
+def synthetic(folder, *, size=(60, 40), name="u.data"):
+    """Ratings of rank 2 with noise, as a file."""
+    rng = np.random.default_rng(0)
+    users, items = np.nonzero(rng.random(size) < 0.6)
+    low = 3 + 0.5 * (rng.standard_normal((size[0], 2)) @ rng.standard_normal((2, size[1])))
+    low += 0.3 * rng.standard_normal(size)
+    rows = zip(users, items, low[users, items], strict=True)
+    return write(folder, "".join(f"{u}\t{i}\t{v:.3f}\n" for u, i, v in rows), name)
+
+
+def refused(capsys, arguments, *words, out=""):
+    """The command ends with code 2 and one sentence that has these words in it."""
+    assert main(list(map(str, arguments))) == 2
+    printed, error = capsys.readouterr()
+    assert printed == out
+    assert error.startswith("lowdim-ratings: error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+# --- Reading -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_read_alike(tmp_path, layout):
+    (read,) = ratings.read_ratings(write(tmp_path, LAYOUTS[layout]))
     assert (read.user_names, read.item_names) == (("7", "8"), ("3", "5"))
     np.testing.assert_array_equal([read.users, read.items, read.values], [[0, 0, 1], [0, 1, 0], [4, 2, 1]])
+
+
+def test_names_may_be_any_text(tmp_path):
+    comma = write(tmp_path, 'user,item,rating\nZoë,"Amélie, 2001",4.5\nZoë,八\u2028月,-1e0\n', "a")
+    tab = write(tmp_path, "Zoë\tThe Thin Man\t3\n", "b")
+    first, second = ratings.read_ratings(comma, tab)
+    assert first.user_names == second.user_names == ("Zoë",)
+    assert first.item_names == second.item_names == ("Amélie, 2001", "八\u2028月", "The Thin Man")
+    assert first.shape == second.shape == (1, 3)
+    np.testing.assert_array_equal(first.values, [4.5, -1])
+    np.testing.assert_array_equal(second.items, [2])
 
 
 @pytest.mark.parametrize(
@@ -26,34 +75,127 @@ def test_every_layout_is_read_alike(tmp_path, text):
         ("1 2 3\n1 3\n", "line 2: expected user, item and rating, found '1 3'"),
         ("1 2 3\n1 3 good\n", "line 2: expected user"),
         ("1 2 3\n1 3 nan\n", "line 2: expected user"),
-        ("1 2 3\n\n1 2 4\n", "line 3: user 1 has rated item 2 before, in line 1"),
-        ("name,item,rating\n1,2,3\n", "line 1: expected one column named user"),
+        ("1 2 3\n1 3 -1e300\n", "line 2: expected user"),
+        ("1,2,3\n1,,3\n", "line 2: expected user, item and rating, found '1,,3'"),
+        ("1::2::3\n1 3 4\n", "line 2: expected user"),
+        ("user,item,rating\n1,2,3\n1,3\n", "line 3: expected user"),
+        ("1 2 3\r\n\r\n1 2 4\r\n", "line 3: user 1 has rated item 2 before, in line 1"),
+        ("1 3\n", "line 1: expected user, item and rating, or a header with one column named user"),
+        ("name,item,rating\n1,2,3\n", "line 1: expected user, item and rating, or a header with one column"),
+        ("user,item,movie,rating\n1,2,3,4\n", "one column named item, found 'user,item,movie,rating'"),
+        ("user,item,rating\n", "holds no rating"),
         ("", "holds no rating"),
     ],
 )
 def test_malformed_lines_are_named_by_number(tmp_path, capsys, text, message):
-    path = tmp_path / "ratings"
-    path.write_text(text)
-    assert main(["fit", str(path), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
+    path = write(tmp_path, text)
+    refused(capsys, ["fit", path, "--out", tmp_path / "out"], message, repr(str(path)))
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_beats_effects_and_writes_what_it_learned(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    users, items = np.nonzero(rng.random((60, 40)) < 0.6)
-    low = 3 + 0.5 * (rng.standard_normal((60, 2)) @ rng.standard_normal((2, 40)))
-    path = tmp_path / "u.data"
-    rows = zip(users, items, low[users, items], strict=True)
-    path.write_text("".join(f"{u}\t{i}\t{v:.3f}\n" for u, i, v in rows))
+def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
+    refused(capsys, ["fit", tmp_path / "none"], "'", "none' cannot be read: No such file")
+    refused(capsys, ["fit", tmp_path], "cannot be read: Is a directory")
+    (tmp_path / "latin").write_bytes(b"1 2 3\n" + "é 2 3\n".encode("latin-1"))
+    refused(capsys, ["fit", tmp_path / "latin"], "latin', line 2: this is not UTF-8 text")
+
+
+# --- The command -------------------------------------------------------------------------
+
+
+def test_options_out_of_range_are_named(tmp_path, capsys):
+    path = synthetic(tmp_path)
+    refused(capsys, [], "COMMAND")
+    refused(capsys, ["fit"], "FILE")
+    refused(capsys, ["fit", path, "--depth", 1], "--depth", "1", "2, 3")
+    refused(capsys, ["fit", path, "--rank", 0], "--rank 0, expected 1 or more")
+    refused(capsys, ["fit", path, "--seed", -1], "--seed -1, expected 0 or more")
+    refused(capsys, ["fit", path, "--out", path], "--out", "cannot be written to")
+
+
+def test_what_nothing_can_be_learned_from_is_refused(tmp_path, capsys):
+    refused(capsys, ["fit", write(tmp_path, "1 2 3\n")], "number of ratings is 1", "too few")
+    constant = write(tmp_path, "".join(f"{k} {k % 4} 3\n" for k in range(40)))
+    refused(
+        capsys,
+        ["fit", constant],
+        "every rating to learn from is 3",
+        out="36 ratings from 3 to 3, and 4 to test on, of 40 users and 4 items\n",
+    )
+    train = synthetic(tmp_path)
+    test = write(tmp_path, f"{train.read_text().splitlines()[5]}\n0\tnew\t3\n", "test")
+    refused(capsys, ["fit", train, "--test", test], "1 of the 2 ratings in", "learned from")
+
+
+def test_an_interrupted_fit_writes_nothing(tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_ratings_cli, "fit_ratings", interrupt)
     out = tmp_path / "out"
-    assert main(["fit", str(path), "--no-baselines", "--depth", "2", "--rank", "10", "--out", str(out)]) == 0
-    table = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    errors = {row[1].strip(): float(row[2]) for row in table}
+    assert main(["fit", str(synthetic(tmp_path)), "--out", str(out)]) == 130
+    assert capsys.readouterr().err == "lowdim-ratings: interrupted\n"
+    assert list(out.iterdir()) == []
+
+
+def test_the_command_beats_effects_and_writes_what_predicts_alike(tmp_path, capsys, monkeypatch):
+    baselines = {
+        name: (solve, penalties[:1], what)
+        for name, (solve, penalties, what) in _ratings_cli.BASELINES.items()
+    }
+    monkeypatch.setattr(_ratings_cli, "BASELINES", baselines)
+    out = tmp_path / "out"
+    command = ["fit", str(synthetic(tmp_path)), "--depth", "2", "--rank", "10", "--out", str(out)]
+    assert main(command) == 0
+    printed, error = capsys.readouterr()
+    assert error == ""  # no progress bar where nobody watches
+    table = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    errors = {row[1].strip(): float(row[2]) for row in table if row[2].strip()}
+    assert len(errors) == 2 + len(baselines)
     assert errors["compressed network"] < 0.9 * errors["user and item effects"]
-    assert len((out / "predictions.csv").read_text().splitlines()) > 100
+
+    assert {path.name for path in out.iterdir()} == {"factors.npz", "predictions.csv"}
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 100
     with np.load(out / "factors.npz") as factors:
         assert factors["layer_1"].shape == (10, 40)
-        assert factors["user_effects"].shape == (60,)
+        users, items = list(factors["users"]), list(factors["items"])
+        matrix = factors["mean"] + factors["user_effects"][:, None] + factors["item_effects"]
+        matrix = np.clip(matrix + factors["layer_2"] @ factors["layer_1"], *factors["scale"])
+    predicted = np.array([float(row["predicted"]) for row in rows])
+    again = np.array([matrix[users.index(row["user"]), items.index(row["item"])] for row in rows])
+    np.testing.assert_allclose(predicted, again, atol=6e-5)
+    given = np.array([float(row["rating"]) for row in rows])
+    rmse = np.sqrt(np.mean((predicted - given) ** 2))
+    assert abs(rmse - errors["compressed network"]) < 2e-4
+
+
+# --- Effects -----------------------------------------------------------------------------
+
+
+def test_effects_are_shrunken_means_and_predict_what_is_unknown_by_the_rest(tmp_path):
+    train, test = ratings.read_ratings(
+        write(tmp_path, "a x 5\nb x 5\na y 1\nb y 1\n", "train"), write(tmp_path, "c x 5\na z 3\n", "test")
+    )
+    effects = ratings.fit_effects(train)
+    shrunk = 2 * 2 / (2 + ratings.RIDGE)  # two ratings, each 2 above the mean
+    np.testing.assert_allclose(effects.items, [shrunk, -shrunk, 0])
+    np.testing.assert_allclose(effects.users, 0, atol=1e-12)
+    np.testing.assert_allclose(effects.predict(test.users, test.items), [3 + shrunk, 3])
+    explained = ratings.fit_effects(train, minus=train.values - 3)
+    np.testing.assert_allclose([*explained.items, *explained.users, explained.mean], [0] * 6 + [3])
+
+
+def test_predictions_stay_on_the_scale_of_the_ratings(tmp_path):
+    (train,) = ratings.read_ratings(write(tmp_path, "a x 5\nb x 1\n"))
+    weights = np.array([[10.0]]), np.array([[1.0], [-1.0]])
+    model = ratings.model_of(train, ratings.fit_effects(train), weights)
+    np.testing.assert_array_equal(model.predict(np.array([0, 1]), np.array([0, 0])), [5, 1])
+    assert model.rmse(train) == 0
+
+
+def test_a_depth_without_a_start_is_refused(tmp_path):
+    (train,) = ratings.read_ratings(synthetic(tmp_path))
+    with pytest.raises(ValueError, match="depths has 4, expected some of 2, 3"):
+        ratings.fit_ratings(train, depths=(2, 4))

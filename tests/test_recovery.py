@@ -195,6 +195,15 @@ def test_alternating_minimization_solves_ridge_regressions(x64):
         assert jnp.abs(gradient).max() < 1e-3 * jnp.abs(a).max()
 
 
+def test_alternating_minimization_goes_on_from_its_start(x64):
+    problem, common = completion(noise=0.3).observed(), {"rank": 3, "ridge": 2.0}
+    early = baselines.alternating_minimization(problem, sweeps=2, **common)
+    late = baselines.alternating_minimization(problem, sweeps=3, start=early, **common)
+    whole = baselines.alternating_minimization(problem, sweeps=5, **common)
+    for layer, same in zip(late, whole, strict=True):
+        np.testing.assert_array_equal(layer, same)
+
+
 def test_a_fit_with_other_numbers_traces_nothing_again(x64, monkeypatch):
     traces, loss = [], ld.Completion.loss
 

@@ -127,7 +127,8 @@ def test_warm_completion(record):
 
 
 def test_observed_entries_gradient(record, quick):
-    count, shape, rank = (20_000, (1000, 800), 10) if quick else (2_500_000, (16_200, 5_900), 20)
+    full = 2_500_000, works.OBSERVED_SHAPE, works.OBSERVED_RANK
+    count, shape, rank = (20_000, (1000, 800), 10) if quick else full
     problem, weights = works.observations(count, shape, rank)
     gradient = jax.jit(jax.value_and_grad(type(problem).loss, argnums=1))
     record(
@@ -189,6 +190,15 @@ def test_peak_memory(network, record, quick):
     d = 100 if quick else 3000
     megabytes = in_child("memory", network, d)
     record(f"peak memory, {network}, d={d}", lambda: None, megabytes=megabytes)
+
+
+def test_peak_memory_of_entries(record, quick):
+    """29 million draws with repetition: 25 million entries."""
+    draws = 290_000 if quick else 29_000_000
+    megabytes = in_child("memory", "observed", draws)
+    rows, columns = works.OBSERVED_SHAPE
+    work = f"peak memory, observed entries, {draws:,} draws of {rows:,}×{columns:,}, r̂={works.OBSERVED_RANK}"
+    record(work, lambda: None, megabytes=megabytes)
 
 
 def in_child(*arguments) -> float:

@@ -1,6 +1,6 @@
 """What needs a process of its own: peak memory, and time from a fresh start. Prints one number.
 
-    python child.py memory NETWORK D | completion ours|PEER_DIR D
+    python child.py memory NETWORK D | memory observed COUNT | completion ours|PEER_DIR D
 
 Megabytes above those of the imported libraries; seconds after import, compilation included.
 """
@@ -25,9 +25,13 @@ def peak() -> float:
 
 
 def memory(network: str, d: int) -> float:
-    """Peak memory of set-up and three steps."""
+    """Peak memory of set-up and three steps; of observed entries with the arrays they are built from."""
     before = peak()
-    loss, weights = works.factorization(network, d)
+    if network == "observed":
+        problem, weights = works.observations(d, works.OBSERVED_SHAPE, works.OBSERVED_RANK)
+        loss = problem.loss
+    else:
+        loss, weights = works.factorization(network, d)
     run = ld.gradient_descent(loss, weights, ld.SGD(works.RATE), steps=3, record_every=3)
     jax.block_until_ready(run.weights)
     return peak() - before

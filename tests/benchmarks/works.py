@@ -52,6 +52,9 @@ def completion(d: int, p: float = 0.3, seed: int = 0):
     return (left[:, keep] * sigma[keep]) @ right[keep], rng.random((d, d)) < p
 
 
+OBSERVED_SHAPE, OBSERVED_RANK = (16_200, 5_900), 20
+
+
 def observations(count: int, shape: tuple[int, int], rank: int):
     """Completion of random observed entries, and a compressed network from a random start."""
     rng = np.random.default_rng(0)
