@@ -77,10 +77,12 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
     state, run, optimizer = _start(problem, settings, checkpoints)
 
     def check(state: DescentState) -> None:
-        run["losses"].append([int(state.step), float(state.loss)])
-        checkpoints.save(state, run)
+        step, loss = int(state.step), float(state.loss)
+        run["losses"].append([step, loss])
+        if np.isfinite(loss):  # nothing could go on from a state that diverged
+            checkpoints.save(state, run)
         if process == 0:
-            say("step {} loss {:.10g}".format(*run["losses"][-1]))
+            say(f"step {step} loss {loss:.10g}")
 
     if not run["losses"]:
         check(state)

@@ -1,5 +1,6 @@
 """Several real processes over loopback: own data, a lost process, restart, another number of devices."""
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,21 +35,30 @@ def data(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("data"), parts, shape=SHAPE, bounds=bounds).folder
 
 
+def environment(devices):
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is what takes the time
+    }
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
 class Command:
     """The command in a process of its own, which is ended with its children when the test is over."""
 
     def __init__(self, *arguments, devices=2):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is what takes the time
-            "JAX_ENABLE_X64": "1",
-        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lowdim_jax.distributed", *map(str, arguments)],
-            env=environment,
+            env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -94,9 +105,7 @@ def uninterrupted(data, tmp_path_factory):
 def killed(data, tmp_path_factory):
     """Two commands as on two hosts, the second's process killed; how the first one ended; checkpoints."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        coordinator = f"localhost:{probe.getsockname()[1]}"
+    coordinator = free_address()
     first, second = (
         Command("train", data, folder, *SETTINGS, "--coordinator", coordinator, "--num-processes", 2,
                 "--process-id", k) for k in range(2)
@@ -180,3 +189,42 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(data, uninterrupted):
     assert code == distributed.BAD_INPUT
     assert "were written with depth=3, now it is 4" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_last_finite_state(data, tmp_path):
+    folder = tmp_path / "run"
+    with Command("train", data, folder, *SETTINGS, "--learning-rate", 0.1, devices=1) as command:
+        code, out, _ = command.end()
+    assert code == distributed.DIVERGED
+    assert "diverged: the loss is not finite at step" in out
+    checkpoints = Checkpoints(folder)
+    assert all(np.isfinite(layer).all() for layer in checkpoints.network())
+    checkpoints.close()
+
+
+def test_two_processes_with_their_own_measurements_train_sensing_as_one_device_does(x64):
+    script, address = Path(__file__).with_name("sensing_process.py"), free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(k)],
+            env=environment(devices=2),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    try:
+        told = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [part["own"] for part in told] == [[0, 152], [152, 301]]
+    matrices = [np.random.default_rng(k).standard_normal((12, 10)) / 301**0.5 for k in range(301)]
+    truth = np.outer(np.arange(12.0), np.ones(10)) / 10
+    problem = ld.sensing(jnp.asarray(matrices), truth=jnp.asarray(truth))
+    weights = ld.compress(problem, depth=3, scale=0.3, rank=4)
+    rate = 0.3 * problem.stable_learning_rate(depth=3)
+    losses = ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=50).losses
+    assert losses[-1] < 0.5 * losses[0]
+    for part in told:
+        np.testing.assert_allclose(part["losses"], losses, rtol=1e-10)
