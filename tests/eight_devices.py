@@ -167,6 +167,15 @@ def test_the_surrogates_leading_components_are_those_of_the_dense_matrix():
     np.testing.assert_allclose(problem.surrogate_error(), one.surrogate_error(), rtol=1e-12)
 
 
+def test_a_spectral_start_sums_thin_products_and_gathers_small_factors():
+    compiled = jax.jit(lambda problem: problem.surrogate_svd(4)).lower(on_devices(8)).compile()
+    columns, block = 14, 5
+    assert collectives(compiled) == {
+        "all-reduce": 8 * SHAPE[1] * columns,  # in every iteration
+        "all-gather": 8 * 8 * block * columns,  # once
+    }
+
+
 def test_subspace_iteration_converges_at_the_rate_its_docstring_states():
     """Of a spectrum 0.8^k the error falls by (σ_{k+1} / σ_1)² = 0.8^26 an iteration."""
     rng = np.random.default_rng(0)
