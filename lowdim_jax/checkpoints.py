@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowdim_jax._tracing import as_array
 from lowdim_jax.descent import DescentState
 from lowdim_jax.networks import Weights
 
@@ -67,12 +68,12 @@ class Checkpoints:
         )
 
     def network(self) -> Weights:
-        """The whole network of the newest checkpoint, as NumPy arrays in this process's memory."""
+        """The whole network of the newest checkpoint, on one device."""
         saved = self._manager.item_metadata(self._newest())["state"].tree
         how = jax.tree.map(lambda _: self._ocp.RestoreArgs(restore_type=np.ndarray), saved)
         state = self._load(state=self._ocp.args.PyTreeRestore(item=saved, restore_args=how))
         *others, last = state["weights"]
-        return *others, last[: self.settings()["shape"][0]]
+        return tuple(map(as_array, (*others, last[: self.settings()["shape"][0]])))
 
     def close(self) -> None:
         """Wait for what is being written."""

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from lowdim_jax._tracing import as_array
 from lowdim_jax.completion import (
     CHUNK,
     SLOTS,
@@ -209,11 +210,11 @@ class ShardedCompletion:
         last = np.pad(last, ((0, fill), (0, 0)))
         return *(self._put(layer, _EVERYWHERE) for layer in others), self._put(last, _SPREAD)
 
-    def gather(self, weights: Sequence[jax.Array], /) -> tuple[np.ndarray, ...]:
-        """The whole network in the memory of every process, without the rows that fill up."""
+    def gather(self, weights: Sequence[jax.Array], /) -> Weights:
+        """The whole network on one device of every process, without the rows that fill up."""
         everywhere = jax.device_put(tuple(weights), NamedSharding(self.mesh, _EVERYWHERE))
         *others, last = map(np.asarray, everywhere)
-        return *others, last[: self.shape[0]]
+        return tuple(map(as_array, (*others, last[: self.shape[0]])))
 
     def _put(self, array: np.ndarray, spec: PartitionSpec) -> jax.Array:
         """An array that every process has, on the devices."""

@@ -119,10 +119,11 @@ def killed(data, tmp_path_factory):
 
 
 def saved(folder):
-    """The whole network, and settings, of a finished run."""
+    """The whole network in double precision, and settings, of a finished run."""
     checkpoints = Checkpoints(folder)
     assert checkpoints.latest == STEPS
     network, settings = checkpoints.network(), checkpoints.settings()
+    assert network[-1].dtype == np.float64
     checkpoints.close()
     return network, settings
 
@@ -167,7 +168,7 @@ def test_a_lost_process_is_a_clear_error_in_bounded_time(killed):
     assert seconds < 4 * TIMEOUT + 10
 
 
-def test_a_restart_loses_nothing(data, killed, uninterrupted, tmp_path):
+def test_a_restart_loses_nothing(data, killed, uninterrupted, tmp_path, x64):
     """From the checkpoint of the killed run: the same again, and on one process with eight devices."""
     *_, folder = killed
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -191,7 +192,7 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(data, uninterrupted):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_a_run_that_diverges_says_so_and_keeps_its_last_finite_state(data, tmp_path):
+def test_a_run_that_diverges_says_so_and_keeps_its_last_finite_state(data, tmp_path, x64):
     folder = tmp_path / "run"
     with Command("train", data, folder, *SETTINGS, "--learning-rate", 0.1, devices=1) as command:
         code, out, _ = command.end()
