@@ -7,6 +7,7 @@ columns. Every size runs in a process of its own. Sizes beyond `--largest` are a
 """
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
@@ -89,13 +90,16 @@ def size(count: int) -> dict:
     del data
     weights = ld.gaussian(jax.random.key(0), (shape[1], *(RANK,) * (DEPTH - 1), shape[0]), scale=0.1)
     forget_peak()
-    _, seconds = step_of(problem, weights)
+    compiled, seconds = step_of(problem, weights)
+    memory = compiled.memory_analysis()
     return {
         "observations": observations,
         "setup": setup,
         "setup_peak": setup_peak,
-        "problem": nbytes(problem),
         "step": seconds,
+        "step_memory": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes,
         "step_peak": peak(),
     }
 
@@ -140,19 +144,14 @@ def peak() -> int:
 
 
 def forget_peak() -> None:
-    """Start the peak anew from what is in use now."""
+    """Start the peak anew from what is in use now, with what the allocator kept given back."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def nbytes(tree) -> int:
-    import jax
-
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def sizes_table(measured: list[dict]) -> str:
     counts = np.array([row["observations"] for row in measured], float)
-    columns = ("step", "step_peak", "setup", "setup_peak", "problem")
+    columns = ("step", "step_memory", "step_peak", "setup", "setup_peak")
 
     def model(column):
         """Least squares of relative errors for `a + b n`."""
@@ -162,7 +161,7 @@ def sizes_table(measured: list[dict]) -> str:
 
     models = {column: model(column) for column in columns}
     header = (
-        "| observations | step | per observation | peak of a step | problem | set-up | peak of set-up |",
+        "| observations | step | per observation | it needs | peak | set-up | peak of set-up |",
         "|---|---|---|---|---|---|---|",
     )
 
@@ -170,7 +169,7 @@ def sizes_table(measured: list[dict]) -> str:
         count = row["observations"]
         return (
             f"| {count:,.0f}{mark} | {1e3 * row['step']:,.3g} ms | {1e9 * row['step'] / count:.3g} ns | "
-            f"{gigabytes(row['step_peak'])} | {gigabytes(row['problem'])} | {row['setup']:,.3g} s | "
+            f"{gigabytes(row['step_memory'])} | {gigabytes(row['step_peak'])} | {row['setup']:,.3g} s | "
             f"{gigabytes(row['setup_peak'])} |"
         )
 
