@@ -38,7 +38,7 @@ def main() -> None:
         code = train(settings, say)
         if code == OK and settings["num_processes"] > 1:
             jax.distributed.shutdown()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         code = BAD_INPUT
     except jax.errors.JaxRuntimeError:

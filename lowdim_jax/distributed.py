@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"lowdim_jax.distributed: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

@@ -67,6 +67,10 @@ def test_the_commands_write_what_training_reads(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["shard", "missing.npz", "DATA"], "'missing.npz' has no arrays rows, columns and values"),
+        (
+            "synthesize /dev/null/data --rows 9 --columns 6 --rank 2 --observations 9".split(),
+            "Not a directory: '/dev/null/data'",
+        ),
         (["train", "missing", "RUN", "--rank", "2"], "'missing' is not a folder of shards"),
         (["train", "DATA", "RUN", "--rank", "2", "--process-id", "0"], "are expected together"),
         (
