@@ -7,6 +7,7 @@ from lowdim_jax import distributed
 from lowdim_jax.shards import even_bounds, open_shards, synthesize, write_shards
 
 SHAPE, BOUNDS = (50, 20), (0, 12, 25, 37, 50)
+SIZES = ["--rows", "9", "--columns", "6", "--rank", "2", "--observations", "30"]
 
 
 @pytest.fixture
@@ -58,8 +59,7 @@ def test_the_commands_write_what_training_reads(tmp_path, capsys):
     assert shards.bounds == (0, 2, 4, 6, 9)
     for part, expected in zip(shards.read(range(9)), (rows, columns, values), strict=True):
         np.testing.assert_array_equal(part, expected)
-    sizes = ["--rows", "9", "--columns", "6", "--rank", "2", "--observations", "30"]
-    assert distributed.main(["synthesize", f"{tmp_path}/more", *sizes, "--shards", "3"]) == 0
+    assert distributed.main(["synthesize", f"{tmp_path}/more", *SIZES, "--shards", "3"]) == 0
     assert open_shards(tmp_path / "more").bounds == (0, 3, 6, 9)
 
 
@@ -68,7 +68,7 @@ def test_the_commands_write_what_training_reads(tmp_path, capsys):
     [
         (["shard", "missing.npz", "DATA"], "'missing.npz' has no arrays rows, columns and values"),
         (
-            "synthesize /dev/null/data --rows 9 --columns 6 --rank 2 --observations 9".split(),
+            ["synthesize", "/dev/null/data", *SIZES],
             "Not a directory: '/dev/null/data'",
         ),
         (["train", "missing", "RUN", "--rank", "2"], "'missing' is not a folder of shards"),
