@@ -217,6 +217,10 @@ def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:
     """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
     if is_traced(array):
         return
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        if not jnp.isfinite(array).all():  # computed by all processes, none of which has it whole
+            raise ValueError(f"{name} has entries that are NaN or infinite")
+        return
     bad = np.argwhere(~np.isfinite(np.asarray(array)))
     if len(bad):
         index = tuple(int(i) for i in bad[0])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lowdim_jax._tracing import is_traced, on_host
+from lowdim_jax._tracing import as_array, is_traced, on_host
 
 
 class Status(IntEnum):
@@ -108,5 +108,5 @@ def trim(trajectory: Trajectory) -> Trajectory:
     if count == len(trajectory.t):
         return trajectory
     history = on_host((trajectory.t, trajectory.losses, trajectory.observed))
-    t, losses, observed = jax.device_put(jax.tree.map(lambda leaf: leaf[:count], history))
+    t, losses, observed = jax.tree.map(lambda leaf: as_array(leaf[:count]), history)
     return replace(trajectory, t=t, losses=losses, observed=observed)
