@@ -7,10 +7,10 @@ import pytest
 from benchmarks.collectives import collectives
 
 import lowdim_jax as ld
-from lowdim_jax import sharded
 from lowdim_jax._tracing import as_pytree
-from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import initial_state
+from lowdim_jax.distributed import sharded
+from lowdim_jax.distributed.checkpoints import Checkpoints
 
 SHAPE = (37, 23)  # rows that do not come out even on 2, 4 or 8 devices
 DEVICES = (1, 2, 4, 8)

@@ -11,7 +11,7 @@ jax.distributed.initialize(address, 2, int(process))
 import numpy as np  # noqa: E402
 
 import lowdim_jax as ld  # noqa: E402
-from lowdim_jax import sharded  # noqa: E402
+from lowdim_jax.distributed import sharded  # noqa: E402
 
 SHAPE, M = (12, 10), 301
 

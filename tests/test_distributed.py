@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
-from lowdim_jax import distributed, sharded
-from lowdim_jax.checkpoints import Checkpoints
-from lowdim_jax.shards import even_bounds, open_shards, synthesize, write_shards
+from lowdim_jax.distributed import command, sharded
+from lowdim_jax.distributed.checkpoints import Checkpoints
+from lowdim_jax.distributed.shards import even_bounds, open_shards, synthesize, write_shards
 
 SHAPE, STEPS, TIMEOUT = (203, 60), 100, 5
 SETTINGS = f"--rank 6 --scale 0.3 --steps {STEPS} --check-every 5 --timeout {TIMEOUT}".split()
@@ -88,8 +88,8 @@ class Command:
 
 
 def run(*arguments, **settings):
-    with Command(*arguments, **settings) as command:
-        code, out, error = command.end()
+    with Command(*arguments, **settings) as started:
+        code, out, error = started.end()
     assert code == 0, error
     return out
 
@@ -159,7 +159,7 @@ def test_two_processes_train_as_one_device_does(data, uninterrupted, x64):
 
 def test_a_lost_process_is_a_clear_error_in_bounded_time(killed):
     ((first, _, first_error), (second, _, second_error)), seconds, _ = killed
-    assert first == second == distributed.LOST
+    assert first == second == command.LOST
     assert "process 0 lost the connection to another process" in first_error
     assert "process 1 was ended by SIGKILL" in second_error
     for error in (first_error, second_error):
@@ -185,18 +185,18 @@ def test_a_restart_loses_nothing(data, killed, uninterrupted, tmp_path, x64):
 
 def test_a_run_does_not_go_on_with_other_settings_or_data(data, uninterrupted):
     _, folder = uninterrupted
-    with Command("train", data, folder, *SETTINGS, "--depth", 4) as command:
-        code, _, error = command.end()
-    assert code == distributed.BAD_INPUT
+    with Command("train", data, folder, *SETTINGS, "--depth", 4) as started:
+        code, _, error = started.end()
+    assert code == command.BAD_INPUT
     assert "were written with depth=3, now it is 4" in error
     assert len(error.strip().splitlines()) == 1
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_last_finite_state(data, tmp_path, x64):
     folder = tmp_path / "run"
-    with Command("train", data, folder, *SETTINGS, "--learning-rate", 0.1, devices=1) as command:
-        code, out, _ = command.end()
-    assert code == distributed.DIVERGED
+    with Command("train", data, folder, *SETTINGS, "--learning-rate", 0.1, devices=1) as started:
+        code, out, _ = started.end()
+    assert code == command.DIVERGED
     assert "diverged: the loss is not finite at step" in out
     checkpoints = Checkpoints(folder)
     assert all(np.isfinite(layer).all() for layer in checkpoints.network())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lowdim_jax import distributed
-from lowdim_jax.shards import even_bounds, open_shards, synthesize, write_shards
+from lowdim_jax.distributed import command
+from lowdim_jax.distributed.shards import even_bounds, open_shards, synthesize, write_shards
 
 SHAPE, BOUNDS = (50, 20), (0, 12, 25, 37, 50)
 SIZES = ["--rows", "9", "--columns", "6", "--rank", "2", "--observations", "30"]
@@ -53,13 +53,13 @@ def test_synthetic_entries_are_those_of_one_matrix_of_the_rank_asked_for(shards)
 def test_the_commands_write_what_training_reads(tmp_path, capsys):
     rows, columns, values = next(synthesize((9, 6), (0, 9), rank=2, observations=500))
     np.savez(tmp_path / "entries.npz", rows=rows, columns=columns, values=values)
-    assert distributed.main(["shard", f"{tmp_path}/entries.npz", f"{tmp_path}/data", "--shards", "4"]) == 0
+    assert command.main(["shard", f"{tmp_path}/entries.npz", f"{tmp_path}/data", "--shards", "4"]) == 0
     shards = open_shards(tmp_path / "data")
     assert shards.shape == (9, 6)
     assert shards.bounds == (0, 2, 4, 6, 9)
     for part, expected in zip(shards.read(range(9)), (rows, columns, values), strict=True):
         np.testing.assert_array_equal(part, expected)
-    assert distributed.main(["synthesize", f"{tmp_path}/more", *SIZES, "--shards", "3"]) == 0
+    assert command.main(["synthesize", f"{tmp_path}/more", *SIZES, "--shards", "3"]) == 0
     assert open_shards(tmp_path / "more").bounds == (0, 3, 6, 9)
 
 
@@ -91,7 +91,7 @@ def test_the_commands_write_what_training_reads(tmp_path, capsys):
 )
 def test_bad_input_is_one_sentence(shards, capsys, arguments, message):
     arguments = [str(shards.folder) if argument == "DATA" else argument for argument in arguments]
-    assert distributed.main(arguments) == distributed.BAD_INPUT
+    assert command.main(arguments) == command.BAD_INPUT
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1

@@ -110,7 +110,7 @@ def over_devices(count: int) -> list[dict]:
     from collectives import collectives
 
     import lowdim_jax as ld
-    from lowdim_jax import sharded
+    from lowdim_jax.distributed import sharded
 
     *data, shape = entries(count)
     weights = ld.gaussian(jax.random.key(0), (shape[1], *(RANK,) * (DEPTH - 1), shape[0]), scale=0.1)

@@ -16,7 +16,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowdim_jax.shards import even_bounds, open_shards, read_entries, split, synthesize, write_shards
+from lowdim_jax.distributed.shards import (
+    even_bounds,
+    open_shards,
+    read_entries,
+    split,
+    synthesize,
+    write_shards,
+)
 
 OK, DIVERGED, BAD_INPUT, LOST, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes of the command and of the processes that train."""
@@ -131,7 +138,7 @@ def _supervise(workers: list[dict], arguments: argparse.Namespace) -> int:
         for worker in workers:
             with (logs / f"{worker['process_id']}.log").open("wb") as log:
                 children[worker["process_id"]] = subprocess.Popen(
-                    [sys.executable, "-m", "lowdim_jax._worker", json.dumps(worker)],
+                    [sys.executable, "-m", "lowdim_jax.distributed.worker", json.dumps(worker)],
                     stdin=subprocess.PIPE,  # whose end tells a child that this process is gone
                     stderr=log,
                 )
@@ -187,7 +194,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

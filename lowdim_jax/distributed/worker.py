@@ -13,14 +13,14 @@ import numpy as np
 
 from lowdim_jax._cache import cache_programs
 from lowdim_jax._tracing import as_pytree
-from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
-from lowdim_jax.distributed import BAD_INPUT, DIVERGED, LOST, OK
+from lowdim_jax.distributed.checkpoints import Checkpoints
+from lowdim_jax.distributed.command import BAD_INPUT, DIVERGED, LOST, OK
+from lowdim_jax.distributed.sharded import ShardedCompletion, mesh, process_rows, sharded_completion
+from lowdim_jax.distributed.shards import open_shards
 from lowdim_jax.networks import compressed_widths
 from lowdim_jax.optimizers import SGD
 from lowdim_jax.recovery import EDGE_FRACTION, START
-from lowdim_jax.sharded import ShardedCompletion, mesh, process_rows, sharded_completion
-from lowdim_jax.shards import open_shards
 from lowdim_jax.theory import edge_of_stability
 
 CRASHED = 70
