@@ -179,6 +179,35 @@ def test_training_reaches_what_digits_allow_and_the_order_is_the_seeds():
     assert not np.array_equal(first[2], other[2])
 
 
+def test_training_is_one_update_for_each_shuffled_batch_and_keeps_all_state():
+    """By hand, with a layer that has statistics and one that draws; 5 steps recorded every 2nd."""
+
+    class Noisy(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.normalize = nnx.BatchNorm(64, rngs=rngs)
+            self.drop = nnx.Dropout(0.3, rngs=rngs)
+            self.head = nn.Head(64, 10, "compressed", rank=4, rngs=rngs)
+
+        def __call__(self, images):
+            return self.head(self.drop(self.normalize(images.reshape(len(images), -1))))
+
+    data, tx = nn.Images(*(part[:96] for part in nn.digits())), optax.sgd(0.1, momentum=0.9)
+    fitted, by_hand = Noisy(), Noisy()
+    assert list(nn.fit(fitted, tx, data, steps=5, batch_size=32, record_every=2, seed=3)) == [0, 2, 4, 5]
+    optimizer, rng = nnx.Optimizer(by_hand, tx, wrt=nnx.Param), np.random.default_rng(3)
+
+    @nnx.jit
+    def update(model, optimizer, *batch):
+        optimizer.update(model, nnx.grad(nn.cross_entropy)(model, *batch))
+
+    for rows in [*rng.permutation(96).reshape(3, 32), *rng.permutation(96).reshape(3, 32)[:2]]:
+        update(by_hand, optimizer, data.images[rows], data.labels[rows])
+    for a, b in zip(*(jax.tree.leaves(nnx.state(m, ...)) for m in (fitted, by_hand)), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_accuracy_is_the_fraction_of_largest_logits():
     class Constant(nnx.Module):
         def __call__(self, images):
