@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--redraw", action="store_true", help="draw again from saved arrays, without computing"
     )
+    make.add_argument("--data", type=Path, metavar="DIR", help="data for the figures that read any")
     make.set_defaults(command=_make)
     return parser
 
@@ -74,6 +75,7 @@ def _short(value: object) -> str:
 def _make(arguments: argparse.Namespace) -> int:
     size, out = arguments.size, arguments.out
     names = registry.select(arguments.names, everything=arguments.all)
+    registry.check_data(names, arguments.data)
     if arguments.redraw:
         saved = {name: registry.read(name, size=size, out=out) for name in names}
     registry.require_writable(out)
@@ -86,7 +88,7 @@ def _make(arguments: argparse.Namespace) -> int:
         if arguments.redraw:
             paths = registry.draw(name, saved[name], size=size, out=out)
         else:
-            paths = registry.make(name, size=size, out=out)
+            paths = registry.make(name, size=size, out=out, data=arguments.data)
         seconds = time.perf_counter() - start
         print(f"{name} ({size}, {seconds:.1f} s): {', '.join(map(str, paths))}", flush=True)
     return 0

@@ -35,6 +35,8 @@ NAMES = (
     "nonlinear-accuracy",
     "rank-accuracy",
 )
+WITH_DATA = ("weight-updates", "nonlinear-accuracy", "rank-accuracy")
+"""Figures of the user's own data, if there are any; their `compute` takes a folder, too."""
 SIZES = ("small", "paper")
 SETTINGS_KEY = "settings"
 
@@ -58,6 +60,16 @@ def select(names: list[str], *, everything: bool = False) -> tuple[str, ...]:
     return NAMES if everything else tuple(dict.fromkeys(names))
 
 
+def check_data(names: tuple[str, ...], data: Path | None) -> None:
+    """Raise `ValueError` unless a folder of data, if given, exists and one of the figures reads it."""
+    if data is None:
+        return
+    if not set(names) & set(WITH_DATA):
+        raise ValueError(f"--data is for the figure {', '.join(WITH_DATA)}")
+    if not data.is_dir():
+        raise ValueError(f"--data {str(data)!r} is not a folder")
+
+
 def describe(name: str) -> Description:
     """A figure's summary and settings, read from the text of its module."""
     tree = ast.parse((Path(__file__).parent / f"{_module_name(name)}.py").read_text("utf-8"))
@@ -73,13 +85,14 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"figures.{_module_name(name)}")
 
 
-def make(name: str, *, size: str, out: Path) -> list[Path]:
+def make(name: str, *, size: str, out: Path, data: Path | None = None) -> list[Path]:
     """Compute a figure, save its arrays, and draw it; returns the files written."""
     import jax
 
     settings = describe(name).settings[size]
+    own = (data,) if name in WITH_DATA else ()
     with jax.enable_x64(True):
-        arrays = load(name).compute(settings)
+        arrays = load(name).compute(settings, *own)
     data = out / f"{name}.npz"
     contents = {**arrays, SETTINGS_KEY: np.array(_as_json(settings))}
     _write(data, lambda file: np.savez_compressed(file, **contents))

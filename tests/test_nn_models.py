@@ -187,10 +187,10 @@ def test_training_is_one_update_for_each_shuffled_batch_and_keeps_all_state():
             rngs = nnx.Rngs(0)
             self.normalize = nnx.BatchNorm(64, rngs=rngs)
             self.drop = nnx.Dropout(0.3, rngs=rngs)
-            self.head = nn.Head(64, 10, "compressed", rank=4, rngs=rngs)
+            self.classifier = nnx.Linear(64, 10, rngs=rngs)
 
         def __call__(self, images):
-            return self.head(self.drop(self.normalize(images.reshape(len(images), -1))))
+            return self.classifier(self.drop(self.normalize(images.reshape(len(images), -1))))
 
     data, tx = nn.Images(*(part[:96] for part in nn.digits())), optax.sgd(0.1, momentum=0.9)
     fitted, by_hand = Noisy(), Noisy()

@@ -91,7 +91,7 @@ def _train(model, optimizer, images, labels, picked, count):
 
 @nnx.jit
 def _accuracy(model, images, labels):
-    return jnp.mean(jnp.argmax(model(images), axis=1) == labels)
+    return jnp.mean(jnp.argmax(model(images), axis=1).astype(labels.dtype) == labels)
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
