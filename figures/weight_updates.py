@@ -142,8 +142,8 @@ def plot(arrays, settings):
     for column, name in enumerate(MODELS, start=1):
         rows = {"true": ("_fit", style.ORIGINAL, 0.22), "random": ("_random_fit", style.OTHER_RANK, 0.07)}
         for labels, (key, colour, height) in rows.items():
-            fitted = f"{labels} labels, {arrays[name + key][-1]:.0%} fitted"
-            below[column].text(0.03, height, fitted, color=colour, fontsize=8.5)
+            fitted = f"{labels} labels: {arrays[name + key][-1]:.0%} fitted"
+            below[column].text(0.03, height, fitted, color=colour, fontsize=8)
     return figure
 
 

@@ -1,6 +1,7 @@
 """Spectral initialization of a layer inside a network (docs/theory.md 1.3)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def surrogate(
     loss
         `loss(model, *batch)`, a scalar.
     batch
-        What else the loss takes.
+        What else the loss takes: arrays.
 
     Raises
     ------
@@ -44,18 +45,19 @@ def surrogate(
     layer = _linear_layer(model, path)
     plain = layer.merge() if isinstance(layer, DeepLinear) else nnx.clone(layer)
     graph, state = nnx.split(replace_layer(nnx.clone(model), path, plain))
+    return _negative_gradient(graph, path, loss, state, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))  # models of one structure share one program
+def _negative_gradient(graph, path, loss, state, batch):
+    def matrix_loss(matrix):
+        probe = nnx.merge(graph, state, copy=True)
+        layer_at(probe, path).kernel[...] = matrix.T
+        return loss(probe, *batch)
+
+    layer = layer_at(nnx.merge(graph, state, copy=True), path)
     shape = layer.out_features, layer.in_features
-
-    @jax.jit
-    def negative_gradient(state):
-        def matrix_loss(matrix):
-            probe = nnx.merge(graph, state, copy=True)
-            layer_at(probe, path).kernel[...] = matrix.T
-            return loss(probe, *batch)
-
-        return compression.surrogate(matrix_loss, shape, dtype=layer.param_dtype)
-
-    return negative_gradient(state)
+    return compression.surrogate(matrix_loss, shape, dtype=layer.param_dtype)
 
 
 def spectral_start(

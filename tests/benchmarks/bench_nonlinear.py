@@ -29,7 +29,7 @@ VARIANTS = {
 }
 BEST_RATES = {  # rate and ratio α of the outer factors' rate to it
     "plain": (0.1, 1.0),
-    "+ DLN": (0.1, 1.0),
+    "+ DLN": (0.03, 1.0),
     "+ C-DLN, spectral": (0.03, 2.0),
     "+ C-DLN, random": (0.03, 2.0),
 }
