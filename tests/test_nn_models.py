@@ -45,6 +45,7 @@ def test_idx_files_come_back_as_written(tmp_path, zipped):
     assert data.images.dtype == np.float32
     np.testing.assert_allclose(data.images[..., 0] * 255, PIXELS, atol=1e-4)
     np.testing.assert_array_equal(data.labels, LABELS)
+    np.testing.assert_array_equal(nn.load_images(tmp_path).images, data.images)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -61,6 +62,7 @@ def test_cifar_files_come_back_as_written(tmp_path, zipped):
     green = rows[7, 1 + 1024 : 1 + 2048].reshape(32, 32)
     np.testing.assert_allclose(train.images[7, :, :, 1] * 255, green, atol=1e-4)
     assert len(test.labels) == 3
+    np.testing.assert_array_equal(nn.load_images(tmp_path).images, train.images)
 
 
 def test_digits_are_there_without_a_download():
@@ -122,6 +124,7 @@ def test_bad_cifar_files_are_named(tmp_path, content, message):
     [
         (lambda folder: nn.mnist(folder), "neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz"),
         (lambda folder: nn.cifar10(folder), "neither data_batch_1.bin"),
+        (lambda folder: nn.load_images(folder), "none of train-images-idx3-ubyte, t10k-images"),
         (lambda folder: nn.cifar10(folder, "valid"), "part='valid', expected 'train' or 'test'"),
         (lambda folder: nn.read_idx(folder / "missing"), "missing cannot be read"),
         (lambda folder: nn.digits().split(held_out=0.0), "held_out=0.0 of 1797 images leaves one part empty"),
