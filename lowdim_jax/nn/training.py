@@ -62,10 +62,11 @@ def fit(
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     batches = _batches(len(labels), batch_size, seed)
-    picked = np.zeros((min(record_every, steps), batch_size), np.int32)
     yield 0
     for done in range(0, steps, record_every):
         count = min(record_every, steps - done)
+        # New each time: JAX shares a NumPy array's memory, and runs on while the next is filled.
+        picked = np.zeros((min(record_every, steps), batch_size), np.int32)
         picked[:count] = list(islice(batches, count))
         _train(model, optimizer, images, labels, jnp.asarray(picked), count)
         yield done + count
