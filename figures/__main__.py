@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--redraw", action="store_true", help="draw again from saved arrays, without computing"
     )
-    make.add_argument("--data", type=Path, metavar="DIR", help="ratings, for movielens; default: synthetic")
+    make.add_argument(
+        "--data", type=Path, metavar="DIR", help="your own data, for the figures that read images or ratings"
+    )
     make.set_defaults(command=_make)
     return parser
 

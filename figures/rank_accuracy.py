@@ -9,6 +9,7 @@ shortest over seeds.
 import numpy as np
 
 from figures import nonlinear_accuracy, style
+from lowdim_jax import nn
 
 SETTINGS = {
     "small": {
@@ -32,13 +33,14 @@ SETTINGS = {
 }
 
 
-def compute(settings):
+def compute(settings, directory=None):
     """Final accuracies and seconds, `(ranks, seeds)`, and `(seeds,)` for the deep network."""
+    images = nn.load_images(directory)
     runs = [
-        nonlinear_accuracy.train("compressed", settings, rank=rank, spectral=True)
+        nonlinear_accuracy.train("compressed", images, settings, rank=rank, spectral=True)
         for rank in settings["ranks"]
     ]
-    deep = nonlinear_accuracy.train("deep", settings, rank=None, spectral=False)
+    deep = nonlinear_accuracy.train("deep", images, settings, rank=None, spectral=False)
     return {
         "accuracy": np.array([accuracies[:, -1] for accuracies, _ in runs]),
         "seconds": np.array([seconds[:, -1] for _, seconds in runs]),

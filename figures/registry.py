@@ -43,7 +43,8 @@ NAMES = (
     "rank-accuracy",
     "movielens",
 )
-WITH_DATA = ("movielens",)
+WITH_DATA = ("weight-updates", "nonlinear-accuracy", "rank-accuracy", "movielens")
+"""Figures of the user's own images or ratings, if there are any; their `compute` takes a folder, too."""
 SIZES = ("small", "paper")
 SETTINGS_KEY = "settings"
 
@@ -74,7 +75,7 @@ def check_data(names: tuple[str, ...], data: Path | None, *, redraw: bool) -> No
     if redraw:
         raise ValueError("--data and --redraw exclude each other: saved arrays are drawn again as they are")
     if not set(names) & set(WITH_DATA):
-        raise ValueError(f"--data is for the figure {', '.join(WITH_DATA)}")
+        raise ValueError(f"--data is for the figures {', '.join(WITH_DATA)}")
     if not data.is_dir():
         raise ValueError(f"--data {str(data)!r} is not a folder")
 

@@ -110,10 +110,13 @@ def spectral_norm(matrix: jax.Array | np.ndarray, /):
 def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
     """Leading `rank` singular triplets of a dense, `LowRank`, or SciPy sparse matrix.
 
-    A sparse matrix with more than 256 rows and columns is decomposed by Lanczos iterations on products
-    with it, converged to rounding (SciPy's `svds` with tolerance zero, in float64). The result depends
-    on the matrix only: it is ordered, the iteration starts from a fixed vector, and of each left vector
-    the largest entry is positive. Vectors of singular values that coincide are arbitrary.
+    A dense matrix much larger than `rank` is first tried for having few components (Halko, Martinsson
+    and Tropp 2011, algorithm 4.1): if so, `O(d_out d_in rank)` operations give them to rounding, and
+    further vectors are arbitrary orthonormal ones. A sparse matrix with more than 256 rows and columns
+    is decomposed by Lanczos iterations on products with it, converged to rounding (SciPy's `svds` with
+    tolerance zero, in float64). The result depends on the matrix only: it is ordered, the iterations
+    start from fixed vectors, and of a sparse matrix's left vectors the largest entry is positive.
+    Vectors of singular values that coincide are arbitrary.
 
     Raises
     ------
@@ -123,7 +126,8 @@ def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
     if not 1 <= rank <= min(matrix.shape):
         raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ {min(matrix.shape)}")
     if not is_sparse(matrix):
-        return svd(matrix).truncate(rank)
+        few = _svd_within(on_host(matrix), 2 * rank) if 8 * rank <= min(matrix.shape) else None
+        return (svd(matrix) if few is None else few).truncate(rank)
     matrix = matrix.astype(np.float64)
     if min(matrix.shape) <= max(2 * rank, 256):
         left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
@@ -136,6 +140,20 @@ def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
     dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
     parts = left * signs, values, right * signs
     return LowRank(*(as_array(part.astype(dtype)) for part in parts))
+
+
+def _svd_within(matrix, width: int) -> LowRank | None:
+    """Singular value decomposition in `width` dimensions, if they hold the matrix up to rounding."""
+    if not isinstance(matrix, np.ndarray) or matrix.dtype not in (np.float32, np.float64):
+        return None
+    directions = np.random.default_rng(0).standard_normal((matrix.shape[1], width), matrix.dtype)
+    basis, _ = np.linalg.qr(matrix @ directions)
+    core = basis.T @ matrix
+    rounding = max(matrix.shape) ** 0.5 * np.finfo(matrix.dtype).eps
+    if np.linalg.norm(matrix - basis @ core) > rounding * np.linalg.norm(matrix):
+        return None
+    left, values, right = np.linalg.svd(core, full_matrices=False)
+    return LowRank(*map(as_array, (basis @ left, values, right.T)))
 
 
 def is_sparse(matrix) -> bool:

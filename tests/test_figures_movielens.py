@@ -89,7 +89,7 @@ def test_data_goes_to_the_figure_that_reads_it(tmp_path, monkeypatch, capsys):
     assert seen == [tmp_path]
     capsys.readouterr()
     for arguments, message in (
-        (["alignment", "--data", str(tmp_path)], "--data is for the figure movielens"),
+        (["alignment", "--data", str(tmp_path)], "--data is for the figures"),
         (["movielens", "--data", str(tmp_path / "none")], "none' is not a folder"),
         (["movielens", "--data", str(tmp_path), "--redraw"], "--redraw exclude each other"),
     ):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
-from lowdim_jax.linalg import check_finite, dense, extend_orthonormal, frobenius_norm, svd, thin_svd
+from lowdim_jax.linalg import (
+    check_finite,
+    dense,
+    extend_orthonormal,
+    frobenius_norm,
+    leading_svd,
+    svd,
+    thin_svd,
+)
 
 
 def test_low_rank_orders_and_orthonormalizes_any_thin_factors(dtype):
@@ -46,6 +54,22 @@ def test_thin_svd_is_the_dense_one(x64, d_out, k, d_in):
     np.testing.assert_allclose(
         parts.singular_values, np.linalg.svd(a @ b, compute_uv=False)[:rank], atol=1e-12
     )
+
+
+@pytest.mark.parametrize("components", [3, 10, 12, 100])
+def test_leading_triplets_are_those_of_the_full_decomposition_whatever_the_rank(dtype, components):
+    """With up to 20 components they come from random products, with more from the decomposition."""
+    tol = 1e-12 if dtype == "float64" else 1e-5
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((d, components)))[0] for d in (120, 100))
+    matrix = jax.device_put(((left * 0.7 ** np.arange(components)) @ right.T).astype(dtype))
+    parts, expected = leading_svd(matrix, 10), np.linalg.svd(np.asarray(matrix, "float64"))
+    parts = jax.tree.map(np.asarray, parts)
+    np.testing.assert_allclose(parts.singular_values, expected[1][:10], atol=tol)
+    for found, vectors in ((parts.left, expected[0]), (parts.right, expected[2].T)):
+        np.testing.assert_allclose(found.T @ found, np.eye(10), atol=tol)
+        aligned = np.abs((found * vectors[:, :10]).sum(axis=0))[: min(components, 10)]
+        np.testing.assert_allclose(aligned, 1, atol=tol)
 
 
 def test_tiny_singular_values_of_a_product_keep_their_accuracy(x64):

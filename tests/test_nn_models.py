@@ -45,6 +45,7 @@ def test_idx_files_come_back_as_written(tmp_path, zipped):
     assert data.images.dtype == np.float32
     np.testing.assert_allclose(data.images[..., 0] * 255, PIXELS, atol=1e-4)
     np.testing.assert_array_equal(data.labels, LABELS)
+    np.testing.assert_array_equal(nn.load_images(tmp_path).images, data.images)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -61,6 +62,7 @@ def test_cifar_files_come_back_as_written(tmp_path, zipped):
     green = rows[7, 1 + 1024 : 1 + 2048].reshape(32, 32)
     np.testing.assert_allclose(train.images[7, :, :, 1] * 255, green, atol=1e-4)
     assert len(test.labels) == 3
+    np.testing.assert_array_equal(nn.load_images(tmp_path).images, train.images)
 
 
 def test_digits_are_there_without_a_download():
@@ -122,6 +124,7 @@ def test_bad_cifar_files_are_named(tmp_path, content, message):
     [
         (lambda folder: nn.mnist(folder), "neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz"),
         (lambda folder: nn.cifar10(folder), "neither data_batch_1.bin"),
+        (lambda folder: nn.load_images(folder), "none of train-images-idx3-ubyte, t10k-images"),
         (lambda folder: nn.cifar10(folder, "valid"), "part='valid', expected 'train' or 'test'"),
         (lambda folder: nn.read_idx(folder / "missing"), "missing cannot be read"),
         (lambda folder: nn.digits().split(held_out=0.0), "held_out=0.0 of 1797 images leaves one part empty"),
@@ -177,6 +180,35 @@ def test_training_reaches_what_digits_allow_and_the_order_is_the_seeds():
     assert first[1] > 0.93
     np.testing.assert_array_equal(first[2], again[2])
     assert not np.array_equal(first[2], other[2])
+
+
+def test_training_is_one_update_for_each_shuffled_batch_and_keeps_all_state():
+    """By hand, with a layer that has statistics and one that draws; 5 steps recorded every 2nd."""
+
+    class Noisy(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.normalize = nnx.BatchNorm(64, rngs=rngs)
+            self.drop = nnx.Dropout(0.3, rngs=rngs)
+            self.classifier = nnx.Linear(64, 10, rngs=rngs)
+
+        def __call__(self, images):
+            return self.classifier(self.drop(self.normalize(images.reshape(len(images), -1))))
+
+    data, tx = nn.Images(*(part[:96] for part in nn.digits())), optax.sgd(0.1, momentum=0.9)
+    fitted, by_hand = Noisy(), Noisy()
+    assert list(nn.fit(fitted, tx, data, steps=5, batch_size=32, record_every=2, seed=3)) == [0, 2, 4, 5]
+    optimizer, rng = nnx.Optimizer(by_hand, tx, wrt=nnx.Param), np.random.default_rng(3)
+
+    @nnx.jit
+    def update(model, optimizer, *batch):
+        optimizer.update(model, nnx.grad(nn.cross_entropy)(model, *batch))
+
+    for rows in [*rng.permutation(96).reshape(3, 32), *rng.permutation(96).reshape(3, 32)[:2]]:
+        update(by_hand, optimizer, data.images[rows], data.labels[rows])
+    for a, b in zip(*(jax.tree.leaves(nnx.state(m, ...)) for m in (fitted, by_hand)), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_accuracy_is_the_fraction_of_largest_logits():

@@ -8,7 +8,7 @@ them back into one matrix. docs/compress-a-layer.md shows it from start to end. 
 does not import this subpackage, and so does not wait for Flax.
 """
 
-from lowdim_jax.nn.data import Images, cifar10, digits, mnist, read_idx
+from lowdim_jax.nn.data import Images, cifar10, digits, load_images, mnist, read_idx
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, compress_layer
 from lowdim_jax.nn.models import MLP, ConvNet, Head, VisionTransformer
 from lowdim_jax.nn.paths import layer_at, replace_layer
@@ -34,6 +34,7 @@ __all__ = [
     "energy_within",
     "fit",
     "layer_at",
+    "load_images",
     "matrices",
     "mnist",
     "parameter_roles",

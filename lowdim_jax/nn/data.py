@@ -58,6 +58,29 @@ def digits() -> Images:
     return Images((images.reshape(-1, 8, 8, 1) / 16).astype("float32"), labels.astype("int32"))
 
 
+def load_images(directory: str | Path | None = None, /) -> Images:
+    """The digits, or the training images of MNIST's or CIFAR-10's format that a directory holds.
+
+    A directory with only MNIST's second part gives that one.
+
+    Raises
+    ------
+    ValueError
+        If there are none in the directory, or they cannot be read.
+    """
+    if directory is None:
+        return digits()
+    readers = {
+        "train-images-idx3-ubyte": lambda: mnist(directory, "train"),
+        "t10k-images-idx3-ubyte": lambda: mnist(directory, "t10k"),
+        "data_batch_1.bin": lambda: cifar10(directory, "train"),
+    }
+    for name, read in readers.items():
+        if any((Path(directory) / (name + end)).is_file() for end in ("", ".gz")):
+            return read()
+    raise ValueError(f"there is none of {', '.join(readers)} in {directory}, with or without .gz")
+
+
 def mnist(directory: str | Path, /, part: str = "train") -> Images:
     """MNIST, FashionMNIST or another set in their format, from a directory.
 

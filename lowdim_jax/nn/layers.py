@@ -161,8 +161,11 @@ class CompressedLinear(DeepLinear):
         spaces = compressed_widths(out_features, in_features, depth=depth, rank=rank)
 
         def start(key, exact):
-            right, left = orthogonal(key, (in_features, rank, out_features), scale=1.0, dtype=exact)
-            return from_singular_vectors(left, right.T, depth=depth, scale=scale)
+            right, left = (
+                orthogonal(k, (rank, features), scale=1.0, dtype=exact)[0]
+                for k, features in zip(jax.random.split(key), (in_features, out_features), strict=True)
+            )  # of one shape where the layer is square, and so one compiled program
+            return from_singular_vectors(left, right, depth=depth, scale=scale)
 
         self._set_up(spaces, start, use_bias, dtype, param_dtype, kernel_init, bias_init, rngs)
 

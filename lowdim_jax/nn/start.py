@@ -1,6 +1,7 @@
 """Spectral initialization of a layer inside a network (docs/theory.md 1.3)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lowdim_jax import compression
+from lowdim_jax._tracing import is_traced
+from lowdim_jax.initialization import spectral
+from lowdim_jax.linalg import check_finite, leading_svd
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, at_least_single
 from lowdim_jax.nn.paths import Path, layer_at, replace_layer
 
@@ -31,7 +35,7 @@ def surrogate(
     loss
         `loss(model, *batch)`, a scalar.
     batch
-        What else the loss takes.
+        What else the loss takes: arrays.
 
     Raises
     ------
@@ -40,15 +44,20 @@ def surrogate(
     """
     layer = _linear_layer(model, path)
     plain = layer.merge() if isinstance(layer, DeepLinear) else nnx.clone(layer)
-    probe = replace_layer(nnx.clone(model), path, plain)
+    graph, state = nnx.split(replace_layer(nnx.clone(model), path, plain))
+    return _negative_gradient(graph, path, loss, state, batch)
 
+
+@partial(jax.jit, static_argnums=(0, 1, 2))  # models of one structure share one program
+def _negative_gradient(graph, path, loss, state, batch):
     def matrix_loss(matrix):
-        model = nnx.clone(probe)
-        layer_at(model, path).kernel[...] = matrix.T
-        return loss(model, *batch)
+        probe = nnx.merge(graph, state, copy=True)
+        layer_at(probe, path).kernel[...] = matrix.T
+        return loss(probe, *batch)
 
+    layer = layer_at(nnx.merge(graph, state, copy=True), path)
     shape = layer.out_features, layer.in_features
-    return compression.surrogate(jax.jit(matrix_loss), shape, dtype=layer.param_dtype)
+    return compression.surrogate(matrix_loss, shape, dtype=layer.param_dtype)
 
 
 def spectral_start(
@@ -76,14 +85,15 @@ def spectral_start(
     if not isinstance(layer, CompressedLinear):
         raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a CompressedLinear")
     matrix = surrogate(model, path, loss, *batch).astype(at_least_single(layer.param_dtype))
-    if not jnp.any(matrix):
+    check_finite(f"the gradient at W = 0 of the layer at {path!r}", matrix)
+    if not is_traced(matrix) and not jnp.any(matrix):
         raise ValueError(
             f"the layer at {path!r} has the gradient 0 at W = 0, so no singular vectors to start from: "
             "does a ReLU without bias follow it?"
         )
     rank, depth = len(layer.weights[0]), len(layer.weights)
-    layer.set_weights(compression.compress(matrix, rank=rank, depth=depth, scale=scale))
-
+    leading = leading_svd(matrix, rank)
+    layer.set_weights(spectral(leading, rank=rank, depth=depth, scale=scale))
 
 def _linear_layer(model: nnx.Module, path: Path) -> nnx.Linear | DeepLinear:
     layer = layer_at(model, path)

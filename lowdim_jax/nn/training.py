@@ -1,6 +1,7 @@
 """Just enough training for checks, figures and examples: softmax loss, accuracy, shuffled batches."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,8 @@ def fit(
     """Train a classifier in place, and hand back control every few steps.
 
     `for step in fit(…)` runs its body before the first step and after every `record_every`-th, with
-    the model as it is then: measure whatever is wanted there. Two models of one structure that are
-    given the same `tx` share one compiled step.
+    the model as it is then: measure whatever is wanted there. The steps between run in one compiled
+    loop, which models of one structure share if they are given the same `tx` and `record_every`.
 
     Parameters
     ----------
@@ -62,11 +63,13 @@ def fit(
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     batches = _batches(len(labels), batch_size, seed)
     yield 0
-    for step in range(1, steps + 1):
-        picked = next(batches)
-        _update(model, optimizer, images[picked], labels[picked])
-        if step % record_every == 0 or step == steps:
-            yield step
+    for done in range(0, steps, record_every):
+        count = min(record_every, steps - done)
+        # New each time: JAX shares a NumPy array's memory, and runs on while the next is filled.
+        picked = np.zeros((min(record_every, steps), batch_size), np.int32)
+        picked[:count] = list(islice(batches, count))
+        _train(model, optimizer, images, labels, jnp.asarray(picked), count)
+        yield done + count
 
 
 def accuracy(model: nnx.Module, data: Images, /) -> float:
@@ -75,13 +78,21 @@ def accuracy(model: nnx.Module, data: Images, /) -> float:
 
 
 @nnx.jit
-def _update(model, optimizer, images, labels):
-    optimizer.update(model, nnx.grad(cross_entropy)(model, images, labels))
+def _train(model, optimizer, images, labels, picked, count):
+    """One update for each of the first `count` rows of `picked`, the images of its batch."""
+
+    def step(k, trained):
+        model, optimizer = trained
+        batch = images[picked[k]], labels[picked[k]]
+        optimizer.update(model, nnx.grad(cross_entropy)(model, *batch))
+        return trained
+
+    nnx.fori_loop(0, count, step, (model, optimizer))
 
 
 @nnx.jit
 def _accuracy(model, images, labels):
-    return jnp.mean(jnp.argmax(model(images), axis=1) == labels)
+    return jnp.mean(jnp.argmax(model(images), axis=1).astype(labels.dtype) == labels)
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
