@@ -126,7 +126,7 @@ def environment(setting: Setting) -> dict[str, Any]:
         "dtype": setting.dtype,
         "matmul_precision": MATMUL_PRECISION,
         "default_matmul": f"relative error {error:.1e} in {setting.dtype}, "
-        + ("a control of every precise check" if applies else "rounding: no control to make of it"),
+        + ("a control of every precise check" if applies else "rounding: as a control it does not apply"),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in packages},
         "settings": {

@@ -53,35 +53,50 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
 
 @check(
     "surrogate",
-    claim="The surrogate is the negative gradient of the loss at the zero matrix.",
+    claim="The surrogate of factorization, sensing and completion is the negative gradient of the loss at "
+    "the zero matrix, and its leading singular vectors are the compressed network's outer factors.",
     source="1.3",
     controls={"gradient taken at a random matrix": {"origin": 1.0}},
 )
 def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
-    def angle(target, key):
-        problem = ld.factorization(target.dense())
-        noise = jax.random.normal(key, target.shape, target.dtype)
-        gradient = -jax.grad(lambda w: problem.loss((w,)))(origin * noise)
-        weights = compressed(target, key, depth=2, scale=1.0, rank=setting.rank)
-        left, _, right = jnp.linalg.svd(gradient, full_matrices=False)
-        sides = ((left, weights[1]), (right.T, weights[0].T))
-        return jnp.max(
-            jnp.stack([
-                jnp.max(jnp.sin(ld.spectra.subspace_angles(vectors[:, : setting.rank], outer)))
-                for vectors, outer in sides
-            ])
+    def differences(target, key):
+        key_point, key_mask, key_stack = jax.random.split(key, 3)
+        point = origin * jax.random.normal(key_point, target.shape, target.dtype)
+        truth = target.dense()
+        stack = ld.gaussian_measurements(key_stack, 30, target.shape, dtype=target.dtype)
+        problems = (
+            ld.factorization(truth),
+            ld.sensing(stack, truth=truth),
+            ld.completion(truth, jax.random.uniform(key_mask, target.shape) < 0.5),
         )
+        descents = [-jax.grad(problem.loss)((point,))[0] for problem in problems]
+        gaps = [
+            jnp.linalg.norm(problem.surrogate() - descent) / jnp.linalg.norm(descent)
+            for problem, descent in zip(problems, descents, strict=True)
+        ]
+        return jnp.stack([*gaps, _outer_angle(target, key, descents[0], setting.rank)])
 
-    errors = np.asarray(per_seed(angle, setting))
+    errors = np.asarray(per_seed(differences, setting))
     gap = float(setting.targets.singular_values[0, 0] / jnp.min(setting.targets.singular_values))
+    names = ("factorization", "sensing", "completion", "outer factors")
     return Evidence(
-        errors=errors,
+        errors=errors.max(axis=1),
         tolerance=setting.rounding(1) * gap * max(setting.shape),
         reason="rounding of a singular value decomposition, times σ*_1/σ*_r",
-        quantity="sine of the largest angle between outer factors and singular subspaces of −∇ℓ(0)",
-        predicted={"angle": 0},
-        measured={"angle": errors},
+        quantity="relative Frobenius difference of surrogate and −∇ℓ(0), and sine of the largest angle "
+        "between outer factors and singular subspaces of −∇ℓ(0)",
+        predicted={"difference": 0},
+        measured=dict(zip(names, errors.max(axis=0), strict=True)),
     )
+
+
+def _outer_angle(target, key, descent, rank):
+    """Sine of the largest angle between a compressed network's outer factors and a matrix's subspaces."""
+    weights = compressed(target, key, depth=2, scale=1.0, rank=rank)
+    left, _, right = jnp.linalg.svd(descent, full_matrices=False)
+    sides = ((left, weights[1]), (right.T, weights[0].T))
+    angles = [ld.spectra.subspace_angles(vectors[:, :rank], outer) for vectors, outer in sides]
+    return jnp.max(jnp.sin(jnp.stack(angles)))
 
 
 @check(
