@@ -59,24 +59,7 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
     controls={"gradient taken at a random matrix": {"origin": 1.0}},
 )
 def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
-    def differences(target, key):
-        key_point, key_mask, key_stack = jax.random.split(key, 3)
-        point = origin * jax.random.normal(key_point, target.shape, target.dtype)
-        truth = target.dense()
-        stack = ld.gaussian_measurements(key_stack, 30, target.shape, dtype=target.dtype)
-        problems = (
-            ld.factorization(truth),
-            ld.sensing(stack, truth=truth),
-            ld.completion(truth, jax.random.uniform(key_mask, target.shape) < 0.5),
-        )
-        descents = [-jax.grad(problem.loss)((point,))[0] for problem in problems]
-        gaps = [
-            jnp.linalg.norm(problem.surrogate() - descent) / jnp.linalg.norm(descent)
-            for problem, descent in zip(problems, descents, strict=True)
-        ]
-        return jnp.stack([*gaps, _outer_angle(target, key, descents[0], setting.rank)])
-
-    errors = np.asarray(per_seed(differences, setting))
+    errors = np.asarray(per_seed(_surrogate_gaps, setting, {"origin": origin}, rank=setting.rank))
     gap = float(setting.targets.singular_values[0, 0] / jnp.min(setting.targets.singular_values))
     names = ("factorization", "sensing", "completion", "outer factors")
     return Evidence(
@@ -88,6 +71,25 @@ def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
         predicted={"difference": 0},
         measured=dict(zip(names, errors.max(axis=0), strict=True)),
     )
+
+
+def _surrogate_gaps(target, key, *, origin, rank):
+    """What `quantity` of the check says: one number a problem, and the angle of the outer factors."""
+    key_point, key_mask, key_stack = jax.random.split(key, 3)
+    point = origin * jax.random.normal(key_point, target.shape, target.dtype)
+    truth = target.dense()
+    stack = ld.gaussian_measurements(key_stack, 30, target.shape, dtype=target.dtype)
+    problems = (
+        ld.factorization(truth),
+        ld.sensing(stack, truth=truth),
+        ld.completion(truth, jax.random.uniform(key_mask, target.shape) < 0.5),
+    )
+    descents = [-jax.grad(problem.loss)((point,))[0] for problem in problems]
+    gaps = [
+        jnp.linalg.norm(problem.surrogate() - descent) / jnp.linalg.norm(descent)
+        for problem, descent in zip(problems, descents, strict=True)
+    ]
+    return jnp.stack([*gaps, _outer_angle(target, key, descents[0], rank)])
 
 
 def _outer_angle(target, key, descent, rank):
@@ -115,8 +117,11 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
     narrow = {"rank": setting.compressed_rank, "start": start}
     for depth, scale in cases:
         rate = 0.5 * edge(setting, depth=depth)
-        steps = steps_to_fit(setting, rate, depth=depth, scale=scale, slack=1.3)
-        steps = -(-steps // 100) * 100
+        # As many for every scale of a depth, so that they share a program.
+        steps = max(
+            steps_to_fit(setting, rate, depth=depth, scale=other, slack=1.3)
+            for same, other in CASES if same == depth
+        )
         longest = max(longest, steps)
         small, full = (
             np.asarray(errors_under_descent(setting.targets, weights, rate, steps=steps))

@@ -38,17 +38,11 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
     steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3)
 
-    def train(target, key):
-        weights = compressed(
-            target, key, depth=DEPTH, scale=SCALE, rank=setting.compressed_rank, start=start
-        )
-        run = ld.gradient_descent(
-            ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
-            observe=observe_alignment(target),
-        )
-        return _fit_times(run, target, rate), run.observed.singular_values
-
-    measured, values = (np.asarray(part) for part in per_seed(train, setting))
+    starts = per_seed(
+        compressed, setting, {"scale": SCALE}, depth=DEPTH, rank=setting.compressed_rank, start=start
+    )
+    fitted = per_seed(_fit_compressed, setting, {"rate": rate}, starts=starts, steps=steps)
+    measured, values = (np.asarray(part) for part in fitted)
     sigma = setting.targets.singular_values
     predicted = np.asarray(theory.fit_time(sigma, depth=DEPTH, scale=SCALE, tolerance=VALUE))
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
@@ -73,6 +67,14 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     )
 
 
+def _fit_compressed(target, weights, *, rate, steps):
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
+        observe=observe_alignment(target),
+    )
+    return _fit_times(run, target, rate), run.observed.singular_values
+
+
 @check(
     "fit-times-original",
     claim="Every component of the original network is fitted when its exact 2r-wide reduction says.",
@@ -83,21 +85,9 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
     steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6)
 
-    def train(target, key):
-        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
-        full = ld.gradient_descent(
-            ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
-            record_every=4, observe=observe_alignment(target),
-        )
-        reduction = ld.reduce(weights, target, strict=False)
-        small = ld.reduced_descent(
-            reduction, ld.SGD(rate), steps=steps, record_every=4,
-            observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
-        )
-        times = _fit_times(full, target, rate), _fit_times(small, target, rate)
-        return *times, full.observed.singular_values, small.observed.singular_values
-
-    measured, predicted, values, small = (np.asarray(part) for part in per_seed(train, setting))
+    starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
+    fitted = per_seed(_fit_both, setting, {"rate": rate}, starts=starts, steps=steps)
+    measured, predicted, values, small = (np.asarray(part) for part in fitted)
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
     every = max(1, values.shape[1] // 300)
     return Evidence(
@@ -115,6 +105,20 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     )
 
 
+def _fit_both(target, weights, *, rate, steps):
+    full = ld.gradient_descent(
+        ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
+        record_every=4, observe=observe_alignment(target),
+    )
+    reduction = ld.reduce(weights, target, strict=False)
+    small = ld.reduced_descent(
+        reduction, ld.SGD(rate), steps=steps, record_every=4,
+        observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
+    )
+    times = _fit_times(full, target, rate), _fit_times(small, target, rate)
+    return *times, full.observed.singular_values, small.observed.singular_values
+
+
 @check(
     "incremental-fitting",
     claim="Components are fitted in order; while one is fitted the next is dormant, and the loss rests "
@@ -124,25 +128,14 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
 )
 def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     sigma = setting.targets.singular_values
-    scale = SCALE / 2
-    if relative_scale:
-        scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH)
     rate = 0.5 * edge(setting, depth=DEPTH)
-    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=scale, slack=1.6) + 100
-
-    def train(target, weights, dense):
-        problem = ld.factorization(target.dense() if dense else target)
-        return ld.gradient_descent(
-            problem.loss, weights, ld.SGD(rate), steps=steps, observe=observe_alignment(target)
-        )
-
-    def both(target, key):
-        small = compressed(target, key, depth=DEPTH, scale=scale, rank=setting.compressed_rank)
-        full = original(target, key, depth=DEPTH, scale=scale)
-        return train(target, small, False), train(target, full, True)
+    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE / 2, slack=1.6) + 100
+    scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH) if relative_scale else SCALE / 2
+    numbers = {"rate": rate, "scale": scale}
+    runs = per_seed(_train_both, setting, numbers, rank=setting.compressed_rank, steps=steps)
 
     errors, curves, headline = [], [], {}
-    for name, run in zip(("compressed", "original"), per_seed(both, setting), strict=True):
+    for name, run in zip(("compressed", "original"), runs, strict=True):
         losses, values = np.asarray(run.losses), np.asarray(run.observed.singular_values)
         fitted = np.asarray(
             spectra.fitted(run.observed, sigma[:, None, :], value=VALUE, vector=VECTOR)
@@ -169,6 +162,19 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
         predicted={"plateaus, seed 0": plateaus[0]},
         measured=headline,
         curves=tuple(curves),
+    )
+
+
+def _train_both(target, key, *, rate, scale, rank, steps):
+    """The compressed network and the original one, each from an initialization of the same scale."""
+    small = compressed(target, key, depth=DEPTH, scale=scale, rank=rank)
+    full = original(target, key, depth=DEPTH, scale=scale)
+    return tuple(
+        ld.gradient_descent(
+            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps,
+            observe=observe_alignment(target),
+        )
+        for problem, weights in ((target, small), (target.dense(), full))
     )
 
 

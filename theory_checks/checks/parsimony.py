@@ -1,6 +1,7 @@
 """Section 3 of docs/theory.md: the original network, exactly, in 2r dimensions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,15 @@ OPTIMIZERS = {
 }
 
 
-def _optimizer(name: str, rate: float):
-    if name == "Adam":
-        return optax.adam(10 * rate)
+def _descent(rate: float, **numbers: Any) -> ld.SGD:
+    """Descent with every number given, so that rules which differ in numbers only share a program."""
+    every: dict[str, Any] = {"alpha": 1.0, "momentum": 0.0, "weight_decay": 0.0} | numbers
+    return ld.SGD(rate, **every)
+
+
+def _rule(name: str, rate: float) -> ld.SGD:
     fraction = {"discrepant rates": 3.0 ** (-2 / DEPTH), "momentum": 0.2, "Nesterov momentum": 0.2}
-    return ld.SGD(rate * fraction.get(name, 1.0), **OPTIMIZERS[name])
+    return _descent(rate * fraction.get(name, 1.0), **OPTIMIZERS[name])
 
 
 def _full_and_reduced(target, weights, optimizer, *, steps=STEPS, every=EVERY, observe=keep):
@@ -76,18 +81,11 @@ def lossless_reduction(
     setting: Setting, /, *, init="orthogonal", optimizers=tuple(OPTIMIZERS)
 ) -> Evidence:
     rate = 0.5 * edge(setting, depth=DEPTH)
+    starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
     by_optimizer, lines = {}, []
     for name in optimizers:
-        optimizer = _optimizer(name, rate)
-
-        def distance(target, key, optimizer=optimizer):
-            weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
-            full, reduction, small = _full_and_reduced(target, weights, optimizer)
-
-            lifted = jax.vmap(reduction.lift)(small.observed)
-            return jax.vmap(_relative_gaps)(full.observed, lifted)
-
-        gaps = np.asarray(per_seed(distance, setting))  # seeds × records × layers
+        rule = {"rate": 10 * rate} if name == "Adam" else {"rule": _rule(name, rate)}
+        gaps = np.asarray(per_seed(_gaps_of_layers, setting, rule, starts=starts))
         by_optimizer[name] = np.max(gaps, axis=(1, 2))
         lines.append(np.max(gaps[0], axis=1))
     return Evidence(
@@ -107,6 +105,21 @@ def lossless_reduction(
     )
 
 
+def _gaps_of_layers(target, weights, *, rule=None, rate=None):
+    """Relative difference of full and lifted layers, `(records, layers)`; with a `rate`, Adam's."""
+    optimizer = rule if rate is None else optax.adam(rate)
+    full, reduction, small = _full_and_reduced(target, weights, optimizer)
+    return jax.vmap(_relative_gaps)(full.observed, jax.vmap(reduction.lift)(small.observed))
+
+
+def _histories(target, weights, *, rule):
+    """Every layer at every record, `(records, layers, d, d)`."""
+    run = ld.gradient_descent(
+        ld.factorization(target.dense()).loss, weights, rule, steps=STEPS, record_every=EVERY, observe=keep
+    )
+    return jnp.stack(run.observed, axis=1)
+
+
 @check(
     "block-structure",
     claim="In every layer all but 2r singular values are equal, follow ρ ← ρ(1 − ηλ − ηρ^{2L−2}), and "
@@ -119,15 +132,9 @@ def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05) -> Ev
     rate = 0.5 * edge(setting, depth=DEPTH)
     d, bulk = min(setting.shape), min(setting.shape) - 2 * setting.rank
 
-    def train(target, key):
-        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
-        run = ld.gradient_descent(
-            ld.factorization(target.dense()).loss, weights, ld.SGD(rate, weight_decay=decay),
-            steps=STEPS, record_every=EVERY, observe=keep,
-        )
-        return jnp.stack(run.observed, axis=1), jnp.stack(weights)  # records × layers × d × d
-
-    history, start = (np.asarray(part) for part in per_seed(train, setting))
+    starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
+    rule = _descent(rate, weight_decay=decay)
+    history = np.asarray(per_seed(_histories, setting, {"rule": rule}, starts=starts))
     rho = [SCALE]
     for _ in range(STEPS):
         rho.append(rho[-1] * (1 - rate * decay - rate * rho[-1] ** (2 * DEPTH - 2)))
@@ -137,7 +144,7 @@ def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05) -> Ev
     distance = np.sort(np.abs(singular - rho[None, :, None, None]), axis=-1)
     spread = distance[..., bulk - 1]  # the worst of the `bulk` singular values nearest to ρ
     # Directions v of the bulk: W(t) v = (ρ(t)/ε) W(0) v. They are what the moved part's complement is.
-    moved = history - (rho / SCALE)[None, :, None, None, None] * start[:, None]
+    moved = history - (rho / SCALE)[None, :, None, None, None] * history[:, :1]
     extra = np.linalg.svd(moved, compute_uv=False)[..., d - bulk]
     by_seed = np.maximum(spread, extra).max(axis=(1, 2)) / SCALE
     every = np.arange(0, STEPS + 1, EVERY)
@@ -256,27 +263,8 @@ def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
     any_target=False,
 )
 def whitened_data(setting: Setting, /, *, white=True) -> Evidence:
-    d_in, d_out, samples, steps = 12, 4, 60, 200
-
-    def distance(target, key):
-        del target
-        key_inputs, key_labels, key_weights = jax.random.split(key, 3)
-        raw = jax.random.normal(key_inputs, (d_in, samples), setting.dtype)
-        inputs = ld.whiten(raw)
-        labels = jax.nn.one_hot(
-            jax.random.randint(key_labels, (samples,), 0, d_out), d_out, dtype=setting.dtype
-        ).T
-        problem = ld.factorization(ld.regression_target(inputs, labels))
-        shown = inputs if white else raw / samples**0.5
-        weights = ld.orthogonal(key_weights, (d_in, d_in, d_out), scale=SCALE, dtype=setting.dtype)
-        rule = ld.SGD(0.5 * problem.stable_learning_rate(depth=2))
-        runs = [
-            ld.gradient_descent(loss, weights, rule, steps=steps, record_every=steps)
-            for loss in (lambda w: jnp.sum((ld.forward(w, shown) - labels) ** 2) / 2, problem.loss)
-        ]
-        return jnp.max(_relative_gaps(*(run.weights for run in runs)))
-
-    errors = np.asarray(per_seed(distance, setting))
+    steps = 200
+    errors = np.asarray(per_seed(_regression_gap, setting, {"white": white}, steps=steps))
     return Evidence(
         errors=errors,
         tolerance=setting.rounding(steps),
@@ -285,6 +273,24 @@ def whitened_data(setting: Setting, /, *, white=True) -> Evidence:
         predicted={"difference": 0},
         measured={"difference": errors},
     )
+
+
+def _regression_gap(target, key, *, white, steps, sizes=(12, 4, 60)):
+    """Worst difference of a layer between regression on data and factorization of its target."""
+    (d_in, d_out, samples), dtype = sizes, target.dtype
+    key_inputs, key_labels, key_weights = jax.random.split(key, 3)
+    raw = jax.random.normal(key_inputs, (d_in, samples), dtype)
+    inputs = ld.whiten(raw)
+    labels = jax.nn.one_hot(jax.random.randint(key_labels, (samples,), 0, d_out), d_out, dtype=dtype).T
+    problem = ld.factorization(ld.regression_target(inputs, labels))
+    shown = jnp.where(white, inputs, raw / samples**0.5)
+    weights = ld.orthogonal(key_weights, (d_in, d_in, d_out), scale=SCALE, dtype=dtype)
+    rule = ld.SGD(0.5 * problem.stable_learning_rate(depth=2))
+    runs = [
+        ld.gradient_descent(loss, weights, rule, steps=steps, record_every=steps)
+        for loss in (lambda w: jnp.sum((ld.forward(w, shown) - labels) ** 2) / 2, problem.loss)
+    ]
+    return jnp.max(_relative_gaps(*(run.weights for run in runs)))
 
 
 @check(
@@ -297,17 +303,11 @@ def whitened_data(setting: Setting, /, *, white=True) -> Evidence:
 def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
     rate = 0.5 * edge(setting, depth=DEPTH)
 
-    def train(target, key):
-        # At ε ≪ 1 the bulk rests to order ε^{2L−2}, so that W_l(t) − W_l(0) itself is low-rank.
-        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
-        run = ld.gradient_descent(
-            ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=STEPS,
-            record_every=EVERY, observe=keep,
-        )
-        updates = [after[-1] - before for after, before in zip(run.observed, weights, strict=True)]
-        return jnp.stack([jnp.linalg.svd(update, compute_uv=False) for update in updates])
-
-    values = np.asarray(per_seed(train, setting))  # seeds × layers × d
+    # At ε ≪ 1 the bulk rests to order ε^{2L−2}, so that W_l(t) − W_l(0) itself is low-rank.
+    starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
+    rule = _descent(rate)
+    history = np.asarray(per_seed(_histories, setting, {"rule": rule}, starts=starts))
+    values = np.linalg.svd(history[:, -1] - history[:, 0], compute_uv=False)  # seeds × layers × d
     m = 2 * setting.rank
     errors = np.max(values[:, :, m] / values[:, :, 0], axis=1)
     rest = rate * STEPS * SCALE ** (2 * DEPTH - 1)

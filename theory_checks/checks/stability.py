@@ -64,6 +64,11 @@ def _curvature_at_the_end(target, key, *, alpha, depth, rank, steps):
     return _top_curvature(loss, run.weights, (alpha, *(1.0,) * (depth - 2), alpha), key)
 
 
+def _steps_to_the_end(setting: Setting, depth: int, alpha: float) -> int:
+    rate = 0.4 * edge(setting, depth=depth, alpha=alpha)
+    return steps_to_fit(setting, rate, depth=depth, scale=SCALE, alpha=alpha)
+
+
 @check(
     "sharpness-at-minimum",
     claim="At the minimum that outer rate α ends in, the sharpness is L σ*_1^{2−2/L} α^{2/L}.",
@@ -76,8 +81,8 @@ def sharpness_at_minimum(setting: Setting, /, *, assumed_alpha=None, cases=CASES
     for depth, alpha in cases:
         assumed = alpha if assumed_alpha is None else assumed_alpha
         expected = np.asarray(theory.sharpness(top, depth=depth, alpha=assumed))
-        rate = 0.4 * edge(setting, depth=depth, alpha=alpha)
-        steps = steps_to_fit(setting, rate, depth=depth, scale=SCALE, alpha=alpha)
+        # As many steps for every α of a depth, so that they share a program.
+        steps = max(_steps_to_the_end(setting, depth, other) for same, other in CASES if same == depth)
         found = np.asarray(
             per_seed(
                 _curvature_at_the_end, setting, {"alpha": alpha}, depth=depth,
