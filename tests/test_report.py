@@ -280,8 +280,8 @@ def test_numbers_are_written_as_on_paper(value, shown):
     ("predicted", "measured", "pairs"),
     [
         (1.0, 2.0, [("", 1.0, 2.0)]),
-        (1.0, [2.0, 3.0], [("1", 1.0, 2.0), ("2", 1.0, 3.0)]),
-        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a 1", 1, 2), ("a 2", None, 3), ("b", None, 4)]),
+        (1.0, [2.0, 3.0], [("(1)", 1.0, 2.0), ("(2)", 1.0, 3.0)]),
+        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a (1)", 1, 2), ("a (2)", None, 3), ("b", None, 4)]),
     ],
 )
 def test_headline_numbers_are_lined_up(predicted, measured, pairs):

@@ -234,7 +234,8 @@ def _pairs(label: str, predicted: Any, measured: Any) -> Iterator[tuple[str, Any
         yield label, predicted, measured
     for key in keys:
         left, right = (side.get(key) if isinstance(side, dict) else side for side in sides)
-        yield from _pairs(f"{label} {key}".strip(), left, right)
+        name = f"({key})" if isinstance(key, int) else key  # a number counts the items of a list
+        yield from _pairs(f"{label} {name}".strip(), left, right)
 
 
 class _Axis:
@@ -326,7 +327,7 @@ def _panel(curve: "Curve", prefix: str) -> str:
             axes.set_yscale("log", nonpositive="mask")
         axes.set(xlabel=curve.xlabel, ylabel=curve.ylabel)
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}
-        axes.legend([thick[len(thick) // 2], thin[0]], ["measured", "predicted"], **place)
+        axes.legend([thick[len(thick) // 2], thin[0]], curve.labels[::-1], **place)
         output = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(output, format="svg", transparent=True, metadata=no_metadata)

@@ -14,7 +14,8 @@ import numpy as np
 class Curve:
     """Predicted and measured values over the same `x`, drawn together in the report.
 
-    `predicted` and `measured` have shape `(n,)` or `(n, k)` for `k` lines.
+    `predicted` and `measured` have shape `(n,)` or `(n, k)` for `k` lines; they are drawn dashed and solid.
+    `labels` name the two where they are something else.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Curve:
     ylabel: str = ""
     xlog: bool = False
     ylog: bool = False
+    labels: tuple[str, str] = ("predicted", "measured")
 
     def __post_init__(self):
         lengths = {name: np.shape(getattr(self, name))[:1] for name in ("x", "predicted", "measured")}

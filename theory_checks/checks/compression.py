@@ -48,6 +48,10 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
         quantity="largest difference over L = 2 … 6",
         predicted={"L = 3": predicted[1], "original network, L = 3": full},
         measured={"L = 3": measured[1], "original over compressed": full / measured[1]},
+        curves=(
+            Curve("parameters of the compressed network", np.array(depths), np.array(predicted),
+                  np.array(measured), xlabel="depth L", ylabel="parameters"),
+        ),
     )
 
 
@@ -134,9 +138,9 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
         if scale < 0.5:
             every = max(1, steps // 300)
             curves.append(
-                Curve(f"L = {depth}, ε = {scale:g}: dashed compressed, solid original",
-                      np.arange(0, steps + 1, every), small[0, ::every], full[0, ::every],
-                      xlabel="iteration", ylabel="relative recovery error", ylog=True)
+                Curve(f"L = {depth}, ε = {scale:g}", np.arange(0, steps + 1, every), small[0, ::every],
+                      full[0, ::every], xlabel="iteration", ylabel="relative recovery error", ylog=True,
+                      labels=("compressed", "original"))
             )
     errors = np.max(np.asarray(errors), axis=0)
     return Evidence(

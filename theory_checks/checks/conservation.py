@@ -111,8 +111,8 @@ def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
         predicted={"difference": 0},
         measured={"difference": errors},
         curves=(
-            Curve("x_1² − x_j² of the top component: descent (solid), conserved by the flow (dashed)",
-                  np.arange(len(start)), start, measured[0], xlabel="step"),
+            Curve("x_1² − x_j² of the top component", np.arange(len(start)), start, measured[0],
+                  xlabel="step", labels=("conserved by the flow", "descent")),
         ),
     )
 

@@ -96,11 +96,11 @@ def lossless_reduction(
         predicted={"difference": 0},
         measured={name: float(np.max(error)) for name, error in by_optimizer.items()},
         curves=(
-            Curve("largest difference of a layer, one line an optimizer (dashed: rounding unit)",
+            Curve("largest difference of a layer, one line an optimizer",
                   np.arange(0, STEPS + 1, EVERY),
                   np.full((STEPS // EVERY + 1, len(lines)), setting.eps),
                   np.maximum(np.transpose(lines), setting.eps / 10), xlabel="step",
-                  ylabel="relative difference", ylog=True),
+                  ylabel="relative difference", ylog=True, labels=("rounding unit", "measured")),
         ),
     )
 
@@ -321,9 +321,9 @@ def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
         predicted={"singular values above the bulk's motion": m},
         measured={"ratio": errors},
         curves=(
-            Curve(f"singular values of the update of layer {NUMBER} (dashed: bulk's motion past 2r)",
-                  index, floor, np.maximum(values[0, NUMBER - 1], setting.eps / 10), xlabel="index",
-                  ylabel="singular value", ylog=True),
+            Curve(f"singular values of the update of layer {NUMBER}", index, floor,
+                  np.maximum(values[0, NUMBER - 1], setting.eps / 10), xlabel="index",
+                  ylabel="singular value", ylog=True, labels=("the bulk's motion past 2r", "measured")),
         ),
     )
 
