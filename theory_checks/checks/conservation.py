@@ -12,12 +12,14 @@ from theory_checks.setting import Setting
 from theory_checks.training import compressed, edge, keep, last_fit, original, per_seed, steps_to_fit
 
 SCALE = 0.3
+RTOL = 1e-9
+"""Error per step allowed to the ODE solver in float64."""
 COUNTS = (64, 128, 256, 512)
 """Numbers of steps in which descent covers the same time."""
 
 
 def _rtol(setting: Setting) -> float:
-    return setting.solver_tolerance(1e-9)
+    return setting.solver_tolerance(RTOL)
 
 
 def _balances(weights, rates):
@@ -81,7 +83,7 @@ def balancedness(
     errors = np.max(np.asarray(errors), axis=0)
     return Evidence(
         errors=errors,
-        tolerance=1e3 * _rtol(setting),
+        tolerance=setting.integration(RTOL),
         reason=f"ODE solver's error per step {_rtol(setting):.0g} over some hundred steps",
         quantity="largest Frobenius norm of the drift, relative to σ*_1^{2/L}",
         predicted={"drift": 0},
@@ -95,6 +97,7 @@ def balancedness(
     claim="One step of descent changes x_i² − x_j² by exactly the factor 1 − η²(σ−σ*)²σ²/(x_i x_j)².",
     source="4.2",
     controls={"momentum": {"momentum": 0.5}},
+    precise=True,
 )
 def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
     rate = 0.5 * edge(setting, depth=3)

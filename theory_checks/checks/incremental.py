@@ -21,6 +21,12 @@ VALUE, VECTOR = 0.05, 0.05
 """`c_val` and `c_vec` of the definition of a fitted component."""
 FRACTION = 0.2
 """Learning rate as a fraction of the edge of stability."""
+EVERY = 4
+"""Steps between records: each costs a singular value decomposition."""
+
+
+def _whole_records(steps: int) -> int:
+    return -(-steps // EVERY) * EVERY
 
 
 def _fit_times(run, target, rate):
@@ -36,7 +42,7 @@ def _fit_times(run, target, rate):
 )
 def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
-    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3)
+    steps = _whole_records(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3))
 
     starts = per_seed(
         compressed, setting, {"scale": SCALE}, depth=DEPTH, rank=setting.compressed_rank, start=start
@@ -46,8 +52,8 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     sigma = setting.targets.singular_values
     predicted = np.asarray(theory.fit_time(sigma, depth=DEPTH, scale=SCALE, tolerance=VALUE))
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
-    every = max(1, steps // 300)
-    times = rate * np.arange(0, steps + 1, every)
+    every = max(1, values.shape[1] // 300)
+    times = rate * EVERY * np.arange(values.shape[1])[::every]
     return Evidence(
         errors=errors,
         tolerance=FRACTION / 10,
@@ -69,7 +75,7 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
 
 def _fit_compressed(target, weights, *, rate, steps):
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, record_every=EVERY,
         observe=observe_alignment(target),
     )
     return _fit_times(run, target, rate), run.observed.singular_values
@@ -83,7 +89,7 @@ def _fit_compressed(target, weights, *, rate, steps):
 )
 def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
-    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6)
+    steps = _whole_records(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6))
 
     starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
     fitted = per_seed(_fit_both, setting, {"rate": rate}, starts=starts, steps=steps)
@@ -92,14 +98,14 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     every = max(1, values.shape[1] // 300)
     return Evidence(
         errors=errors,
-        tolerance=8 * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
-        reason="times are recorded every 4 steps: two records",
+        tolerance=2 * EVERY * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
+        reason=f"times are recorded every {EVERY} steps: two records",
         quantity="largest |t_i − predicted| / predicted",
         predicted={"t_i, seed 0": predicted[0]},
         measured={"t_i, seed 0": measured[0]},
         curves=(
             Curve("original network, leading singular values",
-                  4 * rate * np.arange(values.shape[1])[::every], small[0, ::every],
+                  rate * EVERY * np.arange(values.shape[1])[::every], small[0, ::every],
                   values[0, ::every], ylabel="singular value"),
         ),
     )
@@ -108,11 +114,11 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
 def _fit_both(target, weights, *, rate, steps):
     full = ld.gradient_descent(
         ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
-        record_every=4, observe=observe_alignment(target),
+        record_every=EVERY, observe=observe_alignment(target),
     )
     reduction = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(
-        reduction, ld.SGD(rate), steps=steps, record_every=4,
+        reduction, ld.SGD(rate), steps=steps, record_every=EVERY,
         observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
     )
     times = _fit_times(full, target, rate), _fit_times(small, target, rate)
@@ -129,24 +135,21 @@ def _fit_both(target, weights, *, rate, steps):
 def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     sigma = setting.targets.singular_values
     rate = 0.5 * edge(setting, depth=DEPTH)
-    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE / 2, slack=1.6) + 100
+    steps = _whole_records(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE / 2, slack=1.6) + 100)
     scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH) if relative_scale else SCALE / 2
     numbers = {"rate": rate, "scale": scale}
     runs = per_seed(_train_both, setting, numbers, rank=setting.compressed_rank, steps=steps)
 
     errors, curves, headline = [], [], {}
     for name, run in zip(("compressed", "original"), runs, strict=True):
-        losses, values = np.asarray(run.losses), np.asarray(run.observed.singular_values)
-        fitted = np.asarray(
-            spectra.fitted(run.observed, sigma[:, None, :], value=VALUE, vector=VECTOR)
-        )
+        losses, values, fit_steps = (np.asarray(part) for part in run)
         worst, plateaus, resting = zip(
-            *map(_incremental_errors, fitted, values, losses, np.asarray(sigma)), strict=True
+            *map(_incremental_errors, fit_steps, values, losses, np.asarray(sigma)), strict=True
         )
         errors.append(worst)
         headline[f"plateaus of the {name} network, seed 0"] = resting[0]
-        every = max(1, steps // 300)
-        times = rate * np.arange(0, steps + 1, every)
+        every = max(1, losses.shape[1] // 300)
+        times = rate * EVERY * np.arange(losses.shape[1])[::every]
         level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))
         shown = np.broadcast_to(losses[0, ::every, None], level.shape)
         curves.append(
@@ -166,25 +169,26 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
 
 
 def _train_both(target, key, *, rate, scale, rank, steps):
-    """The compressed network and the original one, each from an initialization of the same scale."""
-    small = compressed(target, key, depth=DEPTH, scale=scale, rank=rank)
-    full = original(target, key, depth=DEPTH, scale=scale)
-    return tuple(
-        ld.gradient_descent(
-            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps,
+    """Losses, singular values and fit steps of the compressed and the original network of one scale."""
+
+    def train(problem, weights):
+        run = ld.gradient_descent(
+            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps, record_every=EVERY,
             observe=observe_alignment(target),
         )
-        for problem, weights in ((target, small), (target.dense(), full))
-    )
+        return run.losses, run.observed.singular_values, _fit_times(run, target, 1)
+
+    small = compressed(target, key, depth=DEPTH, scale=scale, rank=rank)
+    full = original(target, key, depth=DEPTH, scale=scale)
+    return train(target, small), train(target.dense(), full)
 
 
-def _incremental_errors(fitted, values, losses, sigma):
+def _incremental_errors(steps, values, losses, sigma):
     """Worst violation in one run, the predicted plateaus, and the losses measured on them."""
     plateaus = np.asarray(theory.plateau_losses(sigma))[:-1]
-    steps = np.asarray(spectra.first_time(jnp.arange(len(losses)), jnp.asarray(fitted)))
     if not np.all(np.isfinite(steps)) or np.any(np.diff(steps) <= 0):
         return np.inf, plateaus, np.full(len(plateaus), np.nan)
-    index = steps.astype(int)
+    index = steps.astype(int) // EVERY
     # Dormant is a statement about the next component the moment this one is fitted.
     awake = [values[at, i + 1] / sigma[i + 1] for i, at in enumerate(index[:-1])]
     halfway = [0, *((index[:-1] + index[1:]) // 2)]

@@ -155,7 +155,7 @@ def _mode_evidence(setting: Setting, errors, curves) -> Evidence:
     rtol = setting.solver_tolerance(RTOL)
     return Evidence(
         errors=errors,
-        tolerance=1e3 * rtol,
+        tolerance=setting.integration(RTOL),
         reason=f"ODE solver's error per step {rtol:.0g}, amplified on the steep rises",
         quantity="largest |u*ᵀ W v* − σ(t)| / σ*_1 over all times, components and depths",
         predicted={"difference": 0},

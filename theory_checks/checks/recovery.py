@@ -38,9 +38,9 @@ def _sensing(target: ld.LowRank, key, m: int) -> ld.Sensing:
     return ld.sensing(stack, truth=target.dense(), curvature=1.0)
 
 
-def _within_memory(setting: Setting) -> Setting:
-    """The paper's width at most: measurements are `(m, d, d)` arrays with `m` of order `d²`."""
-    return replace(setting, size="paper") if setting.size == "large" else setting
+def _for_stacks(setting: Setting) -> Setting:
+    """The small width at every size: a stack of measurements has of the order of `d⁴` entries."""
+    return replace(setting, size="small")
 
 
 def _trained(problem, weights, *, alpha, steps=STEPS, every=STEPS):
@@ -73,7 +73,7 @@ def _scale(problem, depth: int, start: float = START):
     any_target=False,
 )
 def surrogate_accuracy(setting: Setting, /, *, swap=False) -> Evidence:
-    setting = _within_memory(setting)
+    setting = _for_stacks(setting)
     squares, sines = map(np.asarray, per_seed(_surrogate_errors, setting, {"swap": swap}))
     fall = sines[:, [0, 2]] / sines[:, [1, 3]]  # four times the data: 2 for sensing, √16 for completion
     return Evidence(
@@ -117,13 +117,16 @@ def _surrogate_errors(target, key, *, swap):
     any_target=False,
 )
 def recovery_dominance(setting: Setting, /, *, random=False) -> Evidence:
-    every, setting = 10, _within_memory(setting)
-    sizes = {"completion": OBSERVED[setting.size], "sensing": 3 * setting.shape[0] * setting.shape[1] // 8}
+    every, narrow = 10, _for_stacks(setting)
+    kinds = {
+        "completion": (setting, OBSERVED[setting.size]),
+        "sensing": (narrow, 3 * narrow.shape[0] * narrow.shape[1] // 8),
+    }
     worst, share, curves = [], {}, []
-    for name, size in sizes.items():
+    for name, (own, size) in kinds.items():
         errors = per_seed(
-            _errors_of_both, setting, {"random": random}, name=name, size=size,
-            rank=setting.compressed_rank, every=every,
+            _errors_of_both, own, {"random": random}, name=name, size=size, rank=own.compressed_rank,
+            every=every,
         )
         small, full = np.moveaxis(np.asarray(errors), 1, 0)
         worst.append(np.max(small - full, axis=1))
