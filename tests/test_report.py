@@ -148,6 +148,27 @@ def test_page_needs_nothing_but_itself(written):
     assert "url(http" not in text
 
 
+def test_page_has_a_row_for_each_statement_with_links_to_its_checks(tmp_path, results):
+    from theory_checks.coverage import STATEMENTS, rows
+    from theory_checks.registry import Check
+
+    checks = [Check(name, "", "2.1, 2.2", lambda setting: None) for name in ("good", "weak", "other")]
+    html, data = report.write(tmp_path, ABOUT, results, rows(checks, results))
+    page = _Page(html.read_text("utf-8"))
+    assert {f"statement-{number}" for number in STATEMENTS} <= set(page.ids)
+    assert {value[1:] for _, value in page.targets if value.startswith("#")} <= set(page.ids)
+    outside = {value for _, value in page.targets if not value.startswith("#")}
+    assert all(value.startswith("https://arxiv.org/abs/") for value in outside)
+    outcomes = {row["statement"]: row["outcome"] for row in json.loads(data.read_text())["coverage"]}
+    assert (outcomes["2.1"], outcomes["2.3"], outcomes["6.5"]) == ("vacuous", "no check", "no check")
+    assert "a rule for whoever writes a check" in page.text
+    assert "othernot run" in page.text
+
+
+def test_spread_over_seeds_is_shown(written):
+    assert "Errors of 3 seeds: 0 to 2 · 10⁻⁹, median 10⁻⁹" in _Page(written[0]).text.replace("\xa0", " ")
+
+
 def test_page_shows_and_escapes_every_text(written, results):
     page = _Page(written[0])
     for result in results:

@@ -134,7 +134,7 @@ def _statements(coverage: list[dict[str, Any]], entries: list[dict[str, Any]]) -
             f' <a href="https://arxiv.org/abs/{number}">{number}</a>' for number in row["sources"]
         )
         cells = [_tested(found.get(name), name) for name in row["checks"]]
-        cells = cells or [f'<td colspan="3">no check: {escape(row["reason"])}</td>']
+        cells = cells or [f'<td colspan="3">no check: {escape(row["reason"] or "none is registered")}</td>']
         head = (
             f'<th scope="row" rowspan="{len(cells)}" id="statement-{row["statement"]}">'
             f'{row["statement"]} {escape(row["title"])}<small>{row["status"]}{sources}</small></th>'
