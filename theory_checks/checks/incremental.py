@@ -22,14 +22,14 @@ VALUE, VECTOR = 0.05, 0.05
 """`c_val` and `c_vec` of the definition of a fitted component."""
 FRACTION = 0.2
 """Learning rate as a fraction of the edge of stability."""
-EVERY = 4
-"""Steps between records: each costs a singular value decomposition."""
 SEPARATION = 0.87
 """Largest ratio of neighbouring singular values at which the original network fits one after the other."""
 
 
-def _whole_records(steps: int) -> int:
-    return -(-steps // EVERY) * EVERY
+def _recorded(steps: int, *, records: int = 400) -> tuple[int, int]:
+    """Steps, rounded up to whole records, and steps between these: each costs a decomposition."""
+    every = max(1, steps // records)
+    return -(-steps // every) * every, every
 
 
 def _fit_times(run, target, rate):
@@ -45,18 +45,18 @@ def _fit_times(run, target, rate):
 )
 def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
-    steps = _whole_records(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3))
+    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3)
+    steps, every = _recorded(steps, records=2000)
 
     starts = per_seed(
         compressed, setting, {"scale": SCALE}, depth=DEPTH, rank=setting.compressed_rank, start=start
     )
-    fitted = per_seed(_fit_compressed, setting, {"rate": rate}, starts=starts, steps=steps)
+    fitted = per_seed(_fit_compressed, setting, {"rate": rate}, starts=starts, steps=steps, every=every)
     measured, values = (np.asarray(part) for part in fitted)
     sigma = setting.targets.singular_values
     predicted = np.asarray(theory.fit_time(sigma, depth=DEPTH, scale=SCALE, tolerance=VALUE))
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
-    every = max(1, values.shape[1] // 300)
-    times = rate * EVERY * np.arange(values.shape[1])[::every]
+    times = rate * every * np.arange(values.shape[1])
     return Evidence(
         errors=errors,
         tolerance=FRACTION / 10,
@@ -69,16 +69,16 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
             Curve("compressed network, leading singular values", times,
                   np.asarray(theory.mode_trajectory(times[:, None], sigma[0][None], depth=DEPTH,
                                                     scale=SCALE)),
-                  values[0, ::every], ylabel="singular value"),
+                  values[0], ylabel="singular value"),
             Curve("fit times", np.arange(1, setting.rank + 1), predicted[0], measured[0],
                   xlabel="component i", ylabel="t_i"),
         ),
     )
 
 
-def _fit_compressed(target, weights, *, rate, steps):
+def _fit_compressed(target, weights, *, rate, steps, every):
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, record_every=EVERY,
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, record_every=every,
         observe=observe_alignment(target),
     )
     return _fit_times(run, target, rate), run.observed.singular_values
@@ -92,36 +92,34 @@ def _fit_compressed(target, weights, *, rate, steps):
 )
 def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
-    steps = _whole_records(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6))
+    steps, every = _recorded(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6))
 
     starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
-    fitted = per_seed(_fit_both, setting, {"rate": rate}, starts=starts, steps=steps)
+    fitted = per_seed(_fit_both, setting, {"rate": rate}, starts=starts, steps=steps, every=every)
     measured, predicted, values, small = (np.asarray(part) for part in fitted)
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
-    every = max(1, values.shape[1] // 300)
     return Evidence(
         errors=errors,
-        tolerance=2 * EVERY * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
-        reason=f"times are recorded every {EVERY} steps: two records",
+        tolerance=2 * every * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
+        reason=f"times are recorded every {every} steps: two records",
         quantity="largest |t_i − predicted| / predicted",
         predicted={"t_i, seed 0": predicted[0]},
         measured={"t_i, seed 0": measured[0]},
         curves=(
             Curve("original network, leading singular values",
-                  rate * EVERY * np.arange(values.shape[1])[::every], small[0, ::every],
-                  values[0, ::every], ylabel="singular value"),
+                  rate * every * np.arange(values.shape[1]), small[0], values[0], ylabel="singular value"),
         ),
     )
 
 
-def _fit_both(target, weights, *, rate, steps):
+def _fit_both(target, weights, *, rate, steps, every):
     full = ld.gradient_descent(
         ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
-        record_every=EVERY, observe=observe_alignment(target),
+        record_every=every, observe=observe_alignment(target),
     )
     reduction = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(
-        reduction, ld.SGD(rate), steps=steps, record_every=EVERY,
+        reduction, ld.SGD(rate), steps=steps, record_every=every,
         observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
     )
     times = _fit_times(full, target, rate), _fit_times(small, target, rate)
@@ -139,25 +137,25 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     targets = _separated(setting.targets)
     sigma = targets.singular_values
     rate = 0.5 * edge(setting, depth=DEPTH)
-    steps = _whole_records(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE / 2, slack=1.6) + 100)
+    steps, every = _recorded(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE / 2, slack=1.6) + 100)
     scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH) if relative_scale else SCALE / 2
     numbers = {"rate": rate, "scale": scale}
     runs = per_seed(
-        _train_both, setting, numbers, targets=targets, rank=setting.compressed_rank, steps=steps
+        _train_both, setting, numbers, targets=targets, rank=setting.compressed_rank, steps=steps,
+        every=every,
     )
 
     errors, curves, headline = [], [], {}
     for name, run in zip(("compressed", "original"), runs, strict=True):
         losses, values, fit_steps = (np.asarray(part) for part in run)
         worst, plateaus, resting = zip(
-            *map(_incremental_errors, fit_steps, values, losses, np.asarray(sigma)), strict=True
+            *map(_incremental_errors, fit_steps / every, values, losses, np.asarray(sigma)), strict=True
         )
         errors.append(worst)
         headline[f"plateaus of the {name} network, seed 0"] = resting[0]
-        every = max(1, losses.shape[1] // 300)
-        times = rate * EVERY * np.arange(losses.shape[1])[::every]
+        times = rate * every * np.arange(losses.shape[1])
         level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))
-        shown = np.broadcast_to(losses[0, ::every, None], level.shape)
+        shown = np.broadcast_to(losses[0, :, None], level.shape)
         curves.append(
             Curve(f"{name} network, loss and its predicted plateaus", times, level, shown,
                   ylabel="loss")
@@ -186,12 +184,12 @@ def _separated(targets: ld.LowRank) -> ld.LowRank:
     return jax.tree.map(lambda part: part[..., ::stride], targets)
 
 
-def _train_both(target, key, *, rate, scale, rank, steps):
+def _train_both(target, key, *, rate, scale, rank, steps, every):
     """Losses, singular values and fit steps of the compressed and the original network of one scale."""
 
     def train(problem, weights):
         run = ld.gradient_descent(
-            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps, record_every=EVERY,
+            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps, record_every=every,
             observe=observe_alignment(target),
         )
         return run.losses, run.observed.singular_values, _fit_times(run, target, 1)
@@ -201,12 +199,12 @@ def _train_both(target, key, *, rate, scale, rank, steps):
     return train(target, small), train(target.dense(), full)
 
 
-def _incremental_errors(steps, values, losses, sigma):
+def _incremental_errors(records, values, losses, sigma):
     """Worst violation in one run, the predicted plateaus, and the losses measured on them."""
     plateaus = np.asarray(theory.plateau_losses(sigma))[:-1]
-    if not np.all(np.isfinite(steps)) or np.any(np.diff(steps) <= 0):
+    if not np.all(np.isfinite(records)) or np.any(np.diff(records) <= 0):
         return np.inf, plateaus, np.full(len(plateaus), np.nan)
-    index = steps.astype(int) // EVERY
+    index = records.astype(int)
     # Dormant is a statement about the next component the moment this one is fitted.
     awake = [values[at, i + 1] / sigma[i + 1] for i, at in enumerate(index[:-1])]
     halfway = [0, *((index[:-1] + index[1:]) // 2)]
