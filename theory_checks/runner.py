@@ -85,7 +85,7 @@ def run_check(check: Check, setting: Setting) -> Result:
                 _control(broken, _compare(check, setting, **overrides))
                 for broken, overrides in check.controls.items()
             ]
-        if check.precise and default_product_error(setting.dtype) > setting.rounding(1):
+        if check.precise and default_product_error(setting.dtype, setting.shape[1]) > setting.rounding(1):
             with jax.default_matmul_precision("default"):
                 controls.append(_control(FEWER_BITS, _compare(check, setting)))
         outcome, detail = _judge(evidence, controls)
@@ -118,7 +118,7 @@ def run_checks(checks: Sequence[Check], setting: Setting) -> Iterator[Result]:
 def environment(setting: Setting) -> dict[str, Any]:
     """Device, versions and settings of a run, for the report."""
     device = jax.devices()[0]
-    error = default_product_error(setting.dtype)
+    error = default_product_error(setting.dtype, setting.shape[1])
     applies = error > setting.rounding(1)
     packages = ("lowdim-jax", "jax", "jaxlib", "optax", "diffrax", "numpy", "scipy")
     return {
@@ -141,12 +141,12 @@ def environment(setting: Setting) -> dict[str, Any]:
 
 
 @cache
-def default_product_error(dtype: str) -> float:
-    """Relative error of a matrix product on this device, at JAX's default precision.
+def default_product_error(dtype: str, width: int) -> float:
+    """Relative error of a product of square matrices on this device, at JAX's default precision.
 
     A GPU that has TF32 gives about 3e-4 in float32, a TPU 3e-3, a CPU rounding.
     """
-    matrix = jax.random.normal(jax.random.key(0), (64, 64), dtype)
+    matrix = jax.random.normal(jax.random.key(0), (width, width), dtype)
     exact = np.asarray(matrix, np.float64) @ np.asarray(matrix, np.float64)
     with jax.default_matmul_precision("default"):
         product = np.asarray(jnp.matmul(matrix, matrix), np.float64)

@@ -97,7 +97,6 @@ def balancedness(
     claim="One step of descent changes x_i² − x_j² by exactly the factor 1 − η²(σ−σ*)²σ²/(x_i x_j)².",
     source="4.2",
     controls={"momentum": {"momentum": 0.5}},
-    precise=True,
 )
 def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
     rate = 0.5 * edge(setting, depth=3)
