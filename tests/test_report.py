@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from theory_checks import report
+from theory_checks import page, report
 from theory_checks.registry import Curve, Evidence
 from theory_checks.runner import ControlResult, Result
 
@@ -18,6 +18,7 @@ ABOUT = {
     "matmul_precision": "highest",
     "versions": {"python": "3.11.9", "jax": "0.10.0"},
     "settings": {"size": "small", "target": "a.npy & b", "singular_values": [2.5, 1.0]},
+    "default_matmul": "relative error 3e-04 in float32, a control of every precise check",
     "seeds": [0, 1, 2],
 }
 VOID = {"meta", "br"}
@@ -147,6 +148,27 @@ def test_page_needs_nothing_but_itself(written):
     assert "url(http" not in text
 
 
+def test_page_has_a_row_for_each_statement_with_links_to_its_checks(tmp_path, results):
+    from theory_checks.coverage import STATEMENTS, rows
+    from theory_checks.registry import Check
+
+    checks = [Check(name, "", "2.1, 2.2", lambda setting: None) for name in ("good", "weak", "other")]
+    html, data = report.write(tmp_path, ABOUT, results, rows(checks, results))
+    page = _Page(html.read_text("utf-8"))
+    assert {f"statement-{number}" for number in STATEMENTS} <= set(page.ids)
+    assert {value[1:] for _, value in page.targets if value.startswith("#")} <= set(page.ids)
+    outside = {value for _, value in page.targets if not value.startswith("#")}
+    assert all(value.startswith("https://arxiv.org/abs/") for value in outside)
+    outcomes = {row["statement"]: row["outcome"] for row in json.loads(data.read_text())["coverage"]}
+    assert (outcomes["2.1"], outcomes["2.3"], outcomes["6.5"]) == ("vacuous", "no check", "no check")
+    assert "a rule for whoever writes a check" in page.text
+    assert "othernot run" in page.text
+
+
+def test_spread_over_seeds_is_shown(written):
+    assert "Errors of 3 seeds: 0 to 2 · 10⁻⁹, median 10⁻⁹" in _Page(written[0]).text.replace("\xa0", " ")
+
+
 def test_page_shows_and_escapes_every_text(written, results):
     page = _Page(written[0])
     for result in results:
@@ -189,7 +211,7 @@ def test_nothing_temporary_is_left(tmp_path, results):
     assert set(paths) == set(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fails", ["_page", "json.dumps", "Path.write_text"])
+@pytest.mark.parametrize("fails", ["page", "json.dumps", "Path.write_text"])
 def test_failure_keeps_the_report_that_was_there(tmp_path, results, monkeypatch, fails):
     paths = report.write(tmp_path, ABOUT, results[1:])
     before = [path.read_bytes() for path in paths]
@@ -233,7 +255,7 @@ def test_verdict_is_one_sentence_and_names_the_report(tmp_path, results, capsys)
     path = tmp_path / ("long" * 30) / "report.html"
     report.print_verdict(ABOUT | {"device": "cpu: cpu"}, results[:2], [path])
     lines = capsys.readouterr().out.strip().splitlines()
-    expected = "2 of 2 checks hold, 3 of 3 controls refuted, in 2.5 s on cpu (float64)"
+    expected = "2 of 2 checks hold, 3 of 3 controls refuted on cpu (float64), in 2.5 s"
     assert lines == [expected, f"report: {path}"]
 
 
@@ -272,22 +294,22 @@ def test_progress_in_a_terminal_names_the_check_and_what_failed(results, capsys,
     ],
 )
 def test_numbers_are_written_as_on_paper(value, shown):
-    assert report._number(value) == shown
+    assert page._number(value) == shown
 
 
 @pytest.mark.parametrize(
     ("predicted", "measured", "pairs"),
     [
         (1.0, 2.0, [("", 1.0, 2.0)]),
-        (1.0, [2.0, 3.0], [("1", 1.0, 2.0), ("2", 1.0, 3.0)]),
-        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a 1", 1, 2), ("a 2", None, 3), ("b", None, 4)]),
+        (1.0, [2.0, 3.0], [("(1)", 1.0, 2.0), ("(2)", 1.0, 3.0)]),
+        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a (1)", 1, 2), ("a (2)", None, 3), ("b", None, 4)]),
     ],
 )
 def test_headline_numbers_are_lined_up(predicted, measured, pairs):
-    assert list(report._pairs("", predicted, measured)) == pairs
+    assert list(page._pairs("", predicted, measured)) == pairs
 
 
 def test_a_one_sided_claim_below_zero_is_drawn_on_the_side_that_holds():
     entry = {"tolerance": 1.0, "error": -5.0, "control": [{"error": 10.0}]}
-    axis = report._Axis([entry])
+    axis = page._Axis([entry])
     assert axis.place(-5.0) == axis.place(0.0) < axis.place(1.0) < axis.place(10.0)

@@ -2,14 +2,22 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from theory_checks import registry
+from theory_checks import registry, runner
 from theory_checks.cli import main
-from theory_checks.coverage import NOT_CHECKED, checks_of, statements, table
+from theory_checks.compare import without_times
+from theory_checks.coverage import NOT_CHECKED, STATEMENTS, Statement, checks_of, table
+from theory_checks.registry import Check, Evidence
+from theory_checks.setting import Setting
 
 DOCS = Path(__file__).parents[1] / "docs"
 THEORY = (DOCS / "theory.md").read_text("utf-8")
@@ -25,20 +33,30 @@ def _process_settings_restored():
     registry._REGISTRY.update(checks)
 
 
+def test_the_statements_are_those_of_the_theory_with_its_titles_status_and_sources():
+    found = {}
+    for number, title, body in re.findall(r"^### (\d\.\d+) (.+)\n\n(.+)$", THEORY, re.MULTILINE):
+        status = re.match(r"\*(.+?)\*", body)[1]
+        sources = re.findall(r"\[(\d{4}\.\d{4,5})\]", status)
+        sources = ["2311.05061"] if status.startswith("Claimed in the paper") else sources
+        found[number] = Statement(title, re.split(r"[.;:(]", status)[0].strip().lower(), tuple(sources))
+    assert len(found) > 25
+    assert found == STATEMENTS
+
+
 def test_every_statement_has_a_check_or_a_reason_but_not_both():
-    numbers = statements(THEORY)
-    assert len(numbers) > 25
-    for number in numbers:
+    for number in STATEMENTS:
         assert bool(checks_of(number, registry.all_checks())) != (number in NOT_CHECKED), number
+    assert NOT_CHECKED.keys() <= STATEMENTS.keys()
 
 
 def test_every_check_cites_statements_that_exist():
     for check in registry.all_checks():
-        assert set(check.source.split(", ")) <= statements(THEORY).keys(), check.name
+        assert set(check.source.split(", ")) <= STATEMENTS.keys(), check.name
 
 
 def test_the_coverage_page_is_that_of_the_registered_checks():
-    assert (DOCS / "coverage.md").read_text("utf-8").endswith(table(THEORY, registry.all_checks()))
+    assert (DOCS / "coverage.md").read_text("utf-8").endswith(table(registry.all_checks()))
 
 
 def test_the_example_of_the_documentation_runs_and_its_control_fails(tmp_path, capsys):
@@ -110,3 +128,132 @@ def test_files_that_are_no_reports_are_refused(text, tmp_path, capsys):
     (tmp_path / "x.json").write_text(text)
     assert main(["compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
     assert "x.json" in capsys.readouterr().err
+
+
+def run_in_a_process(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "theory_checks", "run", *arguments],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def test_two_processes_write_the_same_report_up_to_times(tmp_path):
+    only = [part for name in ("parameter-count", "small-start", "balance-drift")
+            for part in ("--only", name)]  # fmt: skip
+    runs = [run_in_a_process(*only, "--out", str(tmp_path / name)) for name in "ab"]
+    outputs = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert len(first["checks"]) == 3
+    assert without_times(first) == without_times(second)
+    assert [row["statement"] for row in first["coverage"]] == list(STATEMENTS)
+    outcomes = {row["statement"]: row["outcome"] for row in first["coverage"]}
+    assert outcomes["4.2"] == "pass"
+    assert outcomes["2.1"] == "not run"
+    assert outcomes["6.5"] == "no check"
+
+
+def test_times_are_left_out_of_the_comparison_and_nothing_else_is(tmp_path, capsys):
+    before, after = report(seconds=1.0, timed=True), report(seconds=2.0, timed=True)
+    after["checks"][0] |= {"error": 0.4, "errors_by_seed": [0.4], "measured": {"ratio": 0.4}}
+    after["checks"][0]["control"] = before["checks"][0]["control"] = [{"broken": "x", "refuted": True}]
+    assert without_times(before) == without_times(after)
+    assert compare(tmp_path, before, after) == 0
+    assert "the same report up to times" in capsys.readouterr().out
+    after["checks"][0]["timed"] = before["checks"][0]["timed"] = False
+    assert without_times(before) != without_times(after)
+
+
+INTERRUPTIBLE = """
+import time
+from theory_checks.registry import Evidence, check
+
+@check("quick", claim="", source="1.1", controls={"broken": {"error": 2.0}})
+def quick(setting, /, *, error=0.5):
+    return Evidence(error, 1.0, "by definition", "error", 0, 0)
+
+@check("slow", claim="", source="1.2", controls={"broken": {}})
+def slow(setting):
+    print("asleep", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_an_interrupted_run_reports_what_finished_and_says_so(tmp_path):
+    (tmp_path / "mine.py").write_text(INTERRUPTIBLE)
+    only = ["--only", "quick", "--only", "slow", "--load", str(tmp_path / "mine.py")]
+    run = run_in_a_process(*only, "--out", str(tmp_path))
+    assert run.stdout.readline() == "asleep\n"
+    run.send_signal(signal.SIGINT)
+    output, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    assert "Incomplete, interrupted after 1 of 2 checks: 1 of 1 checks hold so far" in output
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["complete"] is False
+    assert [entry["name"] for entry in found["checks"]] == ["quick"]
+    assert "interrupted after 1 of 2 checks" in (tmp_path / "report.html").read_text()
+
+
+def outcome_of(compare, **options):
+    check = Check("mine", "claim", "1.1", compare, {"x": {}}, **options)
+    return runner.run_check(check, Setting(dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    "compare",
+    [
+        lambda setting: jnp.zeros((1 << 24, 1 << 24)).block_until_ready(),
+        lambda setting: np.zeros((1 << 30, 1 << 20)),
+    ],
+    ids=["device", "host"],
+)
+def test_out_of_memory_names_the_check_and_the_size(compare):
+    result = outcome_of(compare)
+    assert result.outcome == "error"
+    assert result.detail.startswith("out of memory: check 'mine' at size 'small'")
+
+
+def evidence(**changes):
+    values = {"errors": 0.5, "predicted": 0, "measured": 0}
+    return Evidence(tolerance=1.0, reason="", quantity="", **(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("compare", "expected"),
+    [
+        (lambda setting: None, "returned NoneType, expected Evidence"),
+        (lambda setting: sys.exit(0), "SystemExit"),
+        (lambda setting: evidence(errors=[]), "errors is empty"),
+        (lambda setting: evidence(measured=object()), "TypeError"),
+        (lambda setting: registry.Curve("c", np.ones(3), np.ones(3), np.ones(2)), "curve 'c'"),
+    ],
+)
+def test_what_is_no_evidence_is_an_error_of_the_check_and_not_the_end_of_the_run(compare, expected):
+    result = outcome_of(compare)
+    assert result.outcome == "error"
+    assert expected in result.detail
+
+
+@pytest.mark.parametrize(("device_error", "outcome"), [(3e-4, "vacuous"), (1e-16, "pass")])
+def test_products_in_fewer_bits_are_a_control_where_the_device_has_them(device_error, outcome, monkeypatch):
+    """With the error of a device that has TF32, a check that does not notice its default is vacuous."""
+    seen = []
+
+    def compare(setting, broken=False):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return evidence(errors=2.0 if broken else 0.5)
+
+    monkeypatch.setattr(runner, "default_product_error", lambda dtype, width: device_error)
+    check = Check("mine", "", "6.2", compare, {"x": {"broken": True}}, precise=True)
+    setting = Setting(dtype="float32")
+    result = runner.run_check(check, setting)
+    assert result.outcome == outcome
+    assert seen == ["highest", "highest", "default"][: 3 if outcome == "vacuous" else 2]
+    said = runner.environment(setting)["default_matmul"]
+    assert ("a control of every precise check" in said) == (outcome == "vacuous")
+
+
+def test_this_machines_products_are_measured():
+    assert runner.default_product_error("float32", 40) > 1e-9
+    assert {check.name for check in registry.all_checks() if check.precise} == {"matmul-precision"}

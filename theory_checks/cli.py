@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"theory-checks: error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("theory-checks: interrupted before the first check", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +103,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("--rank is the rank kept of --target: give both")
     _configure_jax(arguments.device, arguments.dtype)
 
-    from theory_checks.registry import load, select
+    from theory_checks.coverage import rows
+    from theory_checks.registry import all_checks, load, select
     from theory_checks.report import print_table, print_verdict, track, write
     from theory_checks.runner import environment, run_checks
     from theory_checks.setting import Setting
@@ -132,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
             results.append(result)
     except KeyboardInterrupt:
         about["incomplete"] = f"interrupted after {len(results)} of {len(checks)} checks"
-    paths = write(arguments.out, about, results)
+    paths = write(arguments.out, about, results, rows(all_checks(), results))
     print_table(results)
     print_verdict(about, results, paths)
     if "incomplete" in about:

@@ -27,6 +27,24 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def without_times(report: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same in two runs of the same seed, device and versions: all but the times.
+
+    Times are every value named `seconds` and, in a check that is `timed`, what was measured.
+    """
+    clocked = {"error", "errors_by_seed", "measured", "detail"}
+
+    def strip(value: Any, also: set[str]) -> Any:
+        if isinstance(value, list):
+            return [strip(item, also) for item in value]
+        if not isinstance(value, dict):
+            return value
+        also = also | (clocked if value.get("timed") else set())
+        return {name: strip(item, also) for name, item in value.items() if name not in {"seconds"} | also}
+
+    return strip(report, set())
+
+
 def settings_changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Device, precision, versions, seeds and settings that differ, by name."""
     flat = [
@@ -46,7 +64,7 @@ def checks_changed(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[
     names = dict.fromkeys([*entries[0], *entries[1]])
 
     def found(entry):
-        return None if entry is None else (entry["outcome"], entry["errors_by_seed"])
+        return None if entry is None else (entry["outcome"], without_times(entry).get("errors_by_seed"))
 
     pairs = ((name, entries[0].get(name), entries[1].get(name)) for name in names)
     return [(name, a, b) for name, a, b in pairs if found(a) != found(b)]
@@ -66,7 +84,9 @@ def print_comparison(before: dict[str, Any], after: dict[str, Any]) -> None:
         console.print(f"{name}: {old} → {new}", markup=False)
     rows = checks_changed(before, after)
     if not rows:
-        console.print(f"the same errors and outcomes in all {len(after['checks'])} checks")
+        same = without_times(before) == without_times(after)
+        console.print(f"the same errors and outcomes in all {len(after['checks'])} checks"
+                      + (", and the same report up to times" if same else ""))
         return
     table = Table("check", "outcome", "error before", "error after", "tolerance", box=None)
     for name, old, new in rows:

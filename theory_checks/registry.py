@@ -14,7 +14,8 @@ import numpy as np
 class Curve:
     """Predicted and measured values over the same `x`, drawn together in the report.
 
-    `predicted` and `measured` have shape `(n,)` or `(n, k)` for `k` lines.
+    `predicted` and `measured` have shape `(n,)` or `(n, k)` for `k` lines; they are drawn dashed and solid.
+    `labels` name the two where they are something else.
     """
 
     title: str
@@ -25,6 +26,12 @@ class Curve:
     ylabel: str = ""
     xlog: bool = False
     ylog: bool = False
+    labels: tuple[str, str] = ("predicted", "measured")
+
+    def __post_init__(self):
+        lengths = {name: np.shape(getattr(self, name))[:1] for name in ("x", "predicted", "measured")}
+        if len(set(lengths.values())) > 1 or () in lengths.values():
+            raise ValueError(f"curve {self.title!r}: x, predicted and measured have lengths {lengths}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,13 @@ class Evidence:
         What `errors` measures, in words.
     predicted, measured
         Headline numbers to print side by side.
+    timed
+        Whether `errors` and `measured` come from a clock, and so differ from run to run.
+
+    Raises
+    ------
+    ValueError
+        If there is no error, or one is no number.
     """
 
     errors: np.ndarray
@@ -52,6 +66,12 @@ class Evidence:
     predicted: Any
     measured: Any
     curves: tuple[Curve, ...] = ()
+    timed: bool = False
+
+    def __post_init__(self):
+        if np.size(self.errors) == 0:
+            raise ValueError("errors is empty, expected one number a seed")
+        np.asarray([*np.ravel(self.errors), self.tolerance], float)  # raises for what is no number
 
     @property
     def error(self) -> float:
@@ -79,6 +99,7 @@ class Check:
     compare: Callable[..., Evidence]
     controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     any_target: bool = True
+    precise: bool = False
 
 
 _REGISTRY: dict[str, Check] = {}
@@ -91,6 +112,7 @@ def check(
     source: str,
     controls: Mapping[str, Mapping[str, Any]],
     any_target: bool = True,
+    precise: bool = False,
 ) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
     """Register a comparison function as a check.
 
@@ -107,6 +129,9 @@ def check(
         one: a comparison that nothing can fail is no check.
     any_target
         Whether it applies to a matrix given with `--target`, or makes its own.
+    precise
+        Whether it is to notice matrix products in fewer bits than the run's precision. On a device
+        that multiplies so by default these are one more control (docs/theory.md 6.2, 6.3).
 
     Raises
     ------
@@ -119,7 +144,7 @@ def check(
             raise ValueError(f"name={name!r} is registered twice")
         if not controls:
             raise ValueError(f"check {name!r} has no negative control")
-        _REGISTRY[name] = Check(name, claim, source, compare, controls, any_target)
+        _REGISTRY[name] = Check(name, claim, source, compare, controls, any_target, precise)
         return compare
 
     return register
@@ -138,7 +163,7 @@ def load(path: Path) -> None:
     all_checks()  # so that a name that is taken is an error of the file loaded
     try:
         runpy.run_path(str(path), run_name=path.stem)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--load {str(path)!r}: {type(error).__name__}: {error}") from error
 
 

@@ -78,6 +78,17 @@ class Setting:
         """Error per step to ask of the ODE solver: `wanted`, or what the precision can resolve."""
         return max(wanted, 20 * self.eps)
 
+    def integration(self, wanted: float) -> float:
+        """Error that the ODE solver may build up: `1000` times `solver_tolerance(wanted)`.
+
+        A run takes some hundred steps, and the steep rises amplify what came before.
+        """
+        return 1e3 * self.solver_tolerance(wanted)
+
+    def linearization(self) -> float:
+        """Error of a law that is first order in a perturbation of size `√ε_mach`: 50 times that."""
+        return 50 * self.eps**0.5
+
     def rounding(self, steps: int) -> float:
         """Error that rounding may build up over `steps` steps: `32 ε_mach` times their number.
 

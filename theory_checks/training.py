@@ -40,14 +40,21 @@ def _alignment(target, weights):
     return ld.spectra.alignment(weights, target)
 
 
-def per_seed(function: Callable, setting: Setting, /, numbers: Mapping[str, Any] | None = None, **static):
+def per_seed(
+    function: Callable, setting: Setting, /, numbers: Mapping[str, Any] | None = None, *,
+    targets=None, starts=None, **static,
+):
     """`function(target, key, **numbers, **static)` of every seed, stacked, in one program.
 
-    A function of module level is compiled once for each set of `static` arguments, whatever the
-    `numbers`. One seed after the other: on a CPU a batch of matrix products is slower than as many
-    single ones.
+    `targets` replaces those of the setting; with `starts`, one a seed, `function(target, start, …)`.
+    A function of module level is compiled once for each set of `static` arguments, whatever `numbers`
+    and `starts`: a control that differs in these shares the claim's program. One seed after the other:
+    on a CPU a batch of matrix products is slower than as many single ones.
     """
-    inputs = setting.targets, setting.keys
+    inputs = (
+        setting.targets if targets is None else targets,
+        setting.keys if starts is None else starts,
+    )
     return _per_seed(function, inputs, dict(numbers or {}), tuple(sorted(static.items())))
 
 

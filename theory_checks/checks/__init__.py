@@ -7,6 +7,7 @@ from theory_checks.checks import (
     modes,
     nonlinear,
     parsimony,
+    precision,
     recovery,
     stability,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "modes",
     "nonlinear",
     "parsimony",
+    "precision",
     "recovery",
     "stability",
 ]

@@ -1,5 +1,6 @@
 """Statement 1.6 of docs/theory.md: components are fitted one after another, at predicted times."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,14 @@ VALUE, VECTOR = 0.05, 0.05
 """`c_val` and `c_vec` of the definition of a fitted component."""
 FRACTION = 0.2
 """Learning rate as a fraction of the edge of stability."""
+SEPARATION = 0.87
+"""Largest ratio of neighbouring singular values at which the original network fits one after the other."""
+
+
+def _recorded(steps: int, *, records: int = 400) -> tuple[int, int]:
+    """Steps, rounded up to whole records, and steps between these: each costs a decomposition."""
+    every = max(1, steps // records)
+    return -(-steps // every) * every, every
 
 
 def _fit_times(run, target, rate):
@@ -37,23 +46,17 @@ def _fit_times(run, target, rate):
 def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
     steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.3)
+    steps, every = _recorded(steps, records=2000)
 
-    def train(target, key):
-        weights = compressed(
-            target, key, depth=DEPTH, scale=SCALE, rank=setting.compressed_rank, start=start
-        )
-        run = ld.gradient_descent(
-            ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
-            observe=observe_alignment(target),
-        )
-        return _fit_times(run, target, rate), run.observed.singular_values
-
-    measured, values = (np.asarray(part) for part in per_seed(train, setting))
+    starts = per_seed(
+        compressed, setting, {"scale": SCALE}, depth=DEPTH, rank=setting.compressed_rank, start=start
+    )
+    fitted = per_seed(_fit_compressed, setting, {"rate": rate}, starts=starts, steps=steps, every=every)
+    measured, values = (np.asarray(part) for part in fitted)
     sigma = setting.targets.singular_values
     predicted = np.asarray(theory.fit_time(sigma, depth=DEPTH, scale=SCALE, tolerance=VALUE))
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
-    every = max(1, steps // 300)
-    times = rate * np.arange(0, steps + 1, every)
+    times = rate * every * np.arange(values.shape[1])
     return Evidence(
         errors=errors,
         tolerance=FRACTION / 10,
@@ -66,11 +69,19 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
             Curve("compressed network, leading singular values", times,
                   np.asarray(theory.mode_trajectory(times[:, None], sigma[0][None], depth=DEPTH,
                                                     scale=SCALE)),
-                  values[0, ::every], ylabel="singular value"),
+                  values[0], ylabel="singular value"),
             Curve("fit times", np.arange(1, setting.rank + 1), predicted[0], measured[0],
                   xlabel="component i", ylabel="t_i"),
         ),
     )
+
+
+def _fit_compressed(target, weights, *, rate, steps, every):
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, record_every=every,
+        observe=observe_alignment(target),
+    )
+    return _fit_times(run, target, rate), run.observed.singular_values
 
 
 @check(
@@ -81,81 +92,70 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
 )
 def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
-    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6)
+    steps, every = _recorded(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6))
 
-    def train(target, key):
-        weights = original(target, key, depth=DEPTH, scale=SCALE, init=init)
-        full = ld.gradient_descent(
-            ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
-            record_every=4, observe=observe_alignment(target),
-        )
-        reduction = ld.reduce(weights, target, strict=False)
-        small = ld.reduced_descent(
-            reduction, ld.SGD(rate), steps=steps, record_every=4,
-            observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
-        )
-        times = _fit_times(full, target, rate), _fit_times(small, target, rate)
-        return *times, full.observed.singular_values, small.observed.singular_values
-
-    measured, predicted, values, small = (np.asarray(part) for part in per_seed(train, setting))
+    starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
+    fitted = per_seed(_fit_both, setting, {"rate": rate}, starts=starts, steps=steps, every=every)
+    measured, predicted, values, small = (np.asarray(part) for part in fitted)
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
-    every = max(1, values.shape[1] // 300)
     return Evidence(
         errors=errors,
-        tolerance=8 * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
-        reason="times are recorded every 4 steps: two records",
+        tolerance=2 * every * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
+        reason=f"times are recorded every {every} steps: two records",
         quantity="largest |t_i − predicted| / predicted",
         predicted={"t_i, seed 0": predicted[0]},
         measured={"t_i, seed 0": measured[0]},
         curves=(
             Curve("original network, leading singular values",
-                  4 * rate * np.arange(values.shape[1])[::every], small[0, ::every],
-                  values[0, ::every], ylabel="singular value"),
+                  rate * every * np.arange(values.shape[1]), small[0], values[0], ylabel="singular value"),
         ),
     )
+
+
+def _fit_both(target, weights, *, rate, steps, every):
+    full = ld.gradient_descent(
+        ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
+        record_every=every, observe=observe_alignment(target),
+    )
+    reduction = ld.reduce(weights, target, strict=False)
+    small = ld.reduced_descent(
+        reduction, ld.SGD(rate), steps=steps, record_every=every,
+        observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
+    )
+    times = _fit_times(full, target, rate), _fit_times(small, target, rate)
+    return *times, full.observed.singular_values, small.observed.singular_values
 
 
 @check(
     "incremental-fitting",
     claim="Components are fitted in order; while one is fitted the next is dormant, and the loss rests "
-    "on plateaus ½ Σ_{j>i} σ*_j².",
+    "on plateaus ½ Σ_{j>i} σ*_j², where neighbouring singular values are 13% apart.",
     source="1.6",
     controls={"an initialization that is not small": {"relative_scale": 1.0}},
 )
 def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
-    sigma = setting.targets.singular_values
-    scale = SCALE / 2
-    if relative_scale:
-        scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH)
+    targets = _separated(setting.targets)
+    sigma = targets.singular_values
     rate = 0.5 * edge(setting, depth=DEPTH)
-    steps = steps_to_fit(setting, rate, depth=DEPTH, scale=scale, slack=1.6) + 100
-
-    def train(target, weights, dense):
-        problem = ld.factorization(target.dense() if dense else target)
-        return ld.gradient_descent(
-            problem.loss, weights, ld.SGD(rate), steps=steps, observe=observe_alignment(target)
-        )
-
-    def both(target, key):
-        small = compressed(target, key, depth=DEPTH, scale=scale, rank=setting.compressed_rank)
-        full = original(target, key, depth=DEPTH, scale=scale)
-        return train(target, small, False), train(target, full, True)
+    steps, every = _recorded(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE / 2, slack=1.6) + 100)
+    scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH) if relative_scale else SCALE / 2
+    numbers = {"rate": rate, "scale": scale}
+    runs = per_seed(
+        _train_both, setting, numbers, targets=targets, rank=setting.compressed_rank, steps=steps,
+        every=every,
+    )
 
     errors, curves, headline = [], [], {}
-    for name, run in zip(("compressed", "original"), per_seed(both, setting), strict=True):
-        losses, values = np.asarray(run.losses), np.asarray(run.observed.singular_values)
-        fitted = np.asarray(
-            spectra.fitted(run.observed, sigma[:, None, :], value=VALUE, vector=VECTOR)
-        )
+    for name, run in zip(("compressed", "original"), runs, strict=True):
+        losses, values, fit_steps = (np.asarray(part) for part in run)
         worst, plateaus, resting = zip(
-            *map(_incremental_errors, fitted, values, losses, np.asarray(sigma)), strict=True
+            *map(_incremental_errors, fit_steps / every, values, losses, np.asarray(sigma)), strict=True
         )
         errors.append(worst)
         headline[f"plateaus of the {name} network, seed 0"] = resting[0]
-        every = max(1, steps // 300)
-        times = rate * np.arange(0, steps + 1, every)
+        times = rate * every * np.arange(losses.shape[1])
         level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))
-        shown = np.broadcast_to(losses[0, ::every, None], level.shape)
+        shown = np.broadcast_to(losses[0, :, None], level.shape)
         curves.append(
             Curve(f"{name} network, loss and its predicted plateaus", times, level, shown,
                   ylabel="loss")
@@ -172,13 +172,39 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     )
 
 
-def _incremental_errors(fitted, values, losses, sigma):
+def _separated(targets: ld.LowRank) -> ld.LowRank:
+    """Every k-th component, k the smallest for which no two neighbours are closer than `SEPARATION`.
+
+    Closer ones can rise together in the original network (docs/theory.md 1.6).
+    """
+    sigma = np.asarray(targets.singular_values)
+    stride = 1
+    while np.any(sigma[:, stride::stride] > SEPARATION * sigma[:, :-stride:stride]):
+        stride += 1
+    return jax.tree.map(lambda part: part[..., ::stride], targets)
+
+
+def _train_both(target, key, *, rate, scale, rank, steps, every):
+    """Losses, singular values and fit steps of the compressed and the original network of one scale."""
+
+    def train(problem, weights):
+        run = ld.gradient_descent(
+            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps, record_every=every,
+            observe=observe_alignment(target),
+        )
+        return run.losses, run.observed.singular_values, _fit_times(run, target, 1)
+
+    small = compressed(target, key, depth=DEPTH, scale=scale, rank=rank)
+    full = original(target, key, depth=DEPTH, scale=scale)
+    return train(target, small), train(target.dense(), full)
+
+
+def _incremental_errors(records, values, losses, sigma):
     """Worst violation in one run, the predicted plateaus, and the losses measured on them."""
     plateaus = np.asarray(theory.plateau_losses(sigma))[:-1]
-    steps = np.asarray(spectra.first_time(jnp.arange(len(losses)), jnp.asarray(fitted)))
-    if not np.all(np.isfinite(steps)) or np.any(np.diff(steps) <= 0):
+    if not np.all(np.isfinite(records)) or np.any(np.diff(records) <= 0):
         return np.inf, plateaus, np.full(len(plateaus), np.nan)
-    index = steps.astype(int)
+    index = records.astype(int)
     # Dormant is a statement about the next component the moment this one is fitted.
     awake = [values[at, i + 1] / sigma[i + 1] for i, at in enumerate(index[:-1])]
     halfway = [0, *((index[:-1] + index[1:]) // 2)]

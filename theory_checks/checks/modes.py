@@ -42,9 +42,11 @@ def scalar_map(
         rate = 0.5 * edge(setting, depth=depth)
         steps = max(steps, steps_to_fit(setting, rate, depth=depth, scale=SCALE))
         every = max(1, steps // 60)
+        rank = setting.compressed_rank
+        starts = per_seed(compressed, setting, {"scale": SCALE}, depth=depth, rank=rank, start=start)
         error, measured, predicted = per_seed(
-            _against_map, setting, {"rate": rate}, depth=depth, steps=steps, every=every,
-            rank=setting.compressed_rank, start=start, extra_depth=extra_depth,
+            _against_map, setting, {"rate": rate}, starts=starts, depth=depth, steps=steps, every=every,
+            rank=rank, extra_depth=extra_depth,
         )
         errors.append(error)
         curves.append(
@@ -69,10 +71,9 @@ def scalar_map(
     )
 
 
-def _against_map(target, key, *, depth, rate, steps, every, rank, start, extra_depth):
+def _against_map(target, weights, *, depth, rate, steps, every, rank, extra_depth):
     """Worst distance of the matrices from the scalar prediction, and both sets of singular values."""
     steps = steps // every * every
-    weights = compressed(target, key, depth=depth, scale=SCALE, rank=rank, start=start)
     run = ld.gradient_descent(
         ld.factorization(target).loss, weights, ld.SGD(rate),
         steps=steps, record_every=every, observe=keep,
@@ -81,7 +82,7 @@ def _against_map(target, key, *, depth, rate, steps, every, rank, start, extra_d
         jnp.pad(target.singular_values, (0, rank - len(target.singular_values))),
         depth=depth + extra_depth, scale=SCALE, learning_rate=rate, steps=steps, record_every=every,
     )
-    spectral = compressed(target, key, depth=2, scale=1.0, rank=rank)
+    spectral = ld.compress(target, depth=2, scale=1.0, rank=rank)
 
     def distance(weights, sigma):
         predicted = ld.LowRank(spectral[1], sigma, spectral[0].T)
@@ -154,7 +155,7 @@ def _mode_evidence(setting: Setting, errors, curves) -> Evidence:
     rtol = setting.solver_tolerance(RTOL)
     return Evidence(
         errors=errors,
-        tolerance=1e3 * rtol,
+        tolerance=setting.integration(RTOL),
         reason=f"ODE solver's error per step {rtol:.0g}, amplified on the steep rises",
         quantity="largest |u*ᵀ W v* − σ(t)| / σ*_1 over all times, components and depths",
         predicted={"difference": 0},
@@ -172,22 +173,15 @@ def _mode_evidence(setting: Setting, errors, curves) -> Evidence:
 def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
     depth = 3
     rate = 0.25 * edge(setting, depth=depth)
-
-    def half_times(target, key, scale, steps):
-        weights = compressed(target, key, depth=depth, scale=scale, rank=setting.compressed_rank)
-        run = ld.gradient_descent(
-            ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps,
-            observe=observe_modes(target),
-        )
-        return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
-
-    steps = max(
-        steps_to_fit(setting, rate, depth=depth, scale=scale, slack=1.2) + 50 for scale in scales
+    steps = 50 + max(
+        steps_to_fit(setting, rate, depth=depth, scale=scale, slack=1.2) for scale in SMALL_SCALES
     )
-    times = jax.vmap(
-        lambda scale: per_seed(lambda target, key: half_times(target, key, scale, steps), setting)
-    )(jnp.asarray(scales, setting.dtype))
-    times = np.moveaxis(np.asarray(times), 0, 1)  # seeds × scales × components
+    rank = setting.compressed_rank
+    runs = [
+        per_seed(_half_times, setting, {"scale": scale, "rate": rate}, depth=depth, rank=rank, steps=steps)
+        for scale in scales
+    ]
+    times = np.stack(runs, axis=1)  # seeds × scales × components
     predicted = theory.fit_time_small_scale(
         setting.targets.singular_values[:, None, :], depth=depth,
         scale=jnp.asarray(scales, setting.dtype)[None, :, None],
@@ -211,6 +205,15 @@ def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
             ),
         ),
     )
+
+
+def _half_times(target, key, *, scale, rate, depth, rank, steps):
+    """Times at which each component reaches half its target."""
+    weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
+    run = ld.gradient_descent(
+        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, observe=observe_modes(target)
+    )
+    return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
 
 
 @check(

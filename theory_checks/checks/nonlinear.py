@@ -99,8 +99,8 @@ def accuracy(setting: Setting, /, *, rank=2 * CLASSES) -> Evidence:
         predicted={"difference": "≤ 0"},
         measured={f"accuracy, {name}": value for name, value in final.items()},
         curves=(
-            Curve("dashed compressed, solid deep (first seed)", np.arange(0, STEPS + 1, EVERY),
-                  small[0], deep[0], xlabel="iteration", ylabel="test accuracy"),
+            Curve("first seed", np.arange(0, STEPS + 1, EVERY), small[0], deep[0], xlabel="iteration",
+                  ylabel="test accuracy", labels=("compressed", "deep linear")),
         ),
     )
 

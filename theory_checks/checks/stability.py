@@ -1,5 +1,7 @@
 """Sections 5 and 2.6 of docs/theory.md: which learning rates are stable, and what that costs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,11 @@ def _curvature_at_the_end(target, key, *, alpha, depth, rank, steps):
     return _top_curvature(loss, run.weights, (alpha, *(1.0,) * (depth - 2), alpha), key)
 
 
+def _steps_to_the_end(setting: Setting, depth: int, alpha: float) -> int:
+    rate = 0.4 * edge(setting, depth=depth, alpha=alpha)
+    return steps_to_fit(setting, rate, depth=depth, scale=SCALE, alpha=alpha)
+
+
 @check(
     "sharpness-at-minimum",
     claim="At the minimum that outer rate α ends in, the sharpness is L σ*_1^{2−2/L} α^{2/L}.",
@@ -76,8 +83,8 @@ def sharpness_at_minimum(setting: Setting, /, *, assumed_alpha=None, cases=CASES
     for depth, alpha in cases:
         assumed = alpha if assumed_alpha is None else assumed_alpha
         expected = np.asarray(theory.sharpness(top, depth=depth, alpha=assumed))
-        rate = 0.4 * edge(setting, depth=depth, alpha=alpha)
-        steps = steps_to_fit(setting, rate, depth=depth, scale=SCALE, alpha=alpha)
+        # As many steps for every α of a depth, so that they share a program.
+        steps = max(_steps_to_the_end(setting, depth, other) for same, other in CASES if same == depth)
         found = np.asarray(
             per_seed(
                 _curvature_at_the_end, setting, {"alpha": alpha}, depth=depth,
@@ -195,7 +202,7 @@ def edge_of_stability(
             measured[f"L = {depth}, α = {alpha:g}, {fraction:g} of the edge"] = factor
     return Evidence(
         errors=np.max(errors, axis=0),
-        tolerance=50 * setting.eps**0.5,
+        tolerance=setting.linearization(),
         reason="second order in the perturbation, which is the square root of the rounding unit",
         quantity="largest difference of the factor a step, 40 steps on, from |1 − 2f|",
         predicted={f"{fraction:g} of the edge": abs(1 - 2 * fraction) for fraction in EDGE_FRACTIONS},
@@ -233,12 +240,13 @@ def _between_the_edges(sigma, depth):
     },
 )
 def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3, 4)) -> Evidence:
-    errors, curves, predicted, measured = [], [], {}, {}
+    errors, curves, predicted, measured, longest = [], [], {}, {}, 0
     sigma = setting.targets.singular_values
     for depth in depths:
         fraction = _between_the_edges(sigma, depth) if setting.rank > 1 else 1.1
         rates = fraction * theory.edge_of_stability(sigma[:, :1], depth=depth)
         wait = int(40 / (fraction - 1))  # the cycle attracts at a rate that vanishes at the edge
+        longest = max(longest, wait)
         steps = steps_to_fit(setting, float(jnp.min(rates)), depth=depth, scale=3 * SCALE) + wait
         late = np.asarray(
             per_seed(
@@ -246,9 +254,8 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
                 rank=setting.compressed_rank, steps=steps,
             )
         )
-        low, high = map(
-            np.asarray, theory.two_cycle(sigma, depth=depth + extra_depth, learning_rate=rates)
-        )
+        cycle = jax.jit(partial(theory.two_cycle, depth=depth + extra_depth))
+        low, high = map(np.asarray, cycle(sigma, learning_rate=rates))
         found = np.sort(late[:, -2:], axis=1)
         gaps = np.abs(found - np.stack([low, high], axis=1))
         errors.append(np.max(gaps, axis=(1, 2)) / np.asarray(sigma[:, 0]))
@@ -264,8 +271,8 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
         )
     return Evidence(
         errors=np.max(errors, axis=0),
-        tolerance=1e-6 if setting.eps < 1e-10 else 2e-4,
-        reason="convergence to the cycle, and rounding",
+        tolerance=setting.rounding(longest),
+        reason=f"rounding of {longest} steps, which the cycle takes to attract",
         quantity="largest |σ_i − predicted| / σ*_1 over the last two steps and all components",
         predicted=predicted,
         measured=measured,
