@@ -1,8 +1,12 @@
 """Strict JAX settings for all tests, and float64 where a test asks for it."""
 
+import os
+
 import jax
 import pytest
 
+# Several processes share a GPU: test workers, and the processes that tests start.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
