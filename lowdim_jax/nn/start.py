@@ -95,6 +95,7 @@ def spectral_start(
     leading = leading_svd(matrix, rank)
     layer.set_weights(spectral(leading, rank=rank, depth=depth, scale=scale))
 
+
 def _linear_layer(model: nnx.Module, path: Path) -> nnx.Linear | DeepLinear:
     layer = layer_at(model, path)
     if not isinstance(layer, nnx.Linear | DeepLinear):
