@@ -195,7 +195,7 @@ class _Run:
     def best_step(self) -> int:
         """Step of the smallest validation loss; the last step where there is none."""
         steps, _, validation = np.array(self.history).T
-        return int(steps[-1 if self.validate is None else np.argmin(validation)])
+        return int(steps[-1 if self.validate is None else np.argmin(np.nan_to_num(validation, nan=np.inf))])
 
     def check(self, state: DescentState) -> None:
         """Add a row to the history, and keep the weights if they are the best so far."""

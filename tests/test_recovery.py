@@ -69,6 +69,18 @@ def test_noise_is_not_fitted_where_there_is_validation(x64):
     assert problem.recovery_error(fit.weights) < problem.recovery_error(unstopped.weights)
 
 
+def test_a_validation_loss_that_is_not_a_number_is_never_the_best(x64):
+    calls = iter(range(10**6))
+
+    def validate(weights):
+        value = jax.pure_callback(lambda _: np.float64(next(calls)), jax.ShapeDtypeStruct((), float), weights)
+        return jnp.where(value == 3, jnp.nan, 10 - value)
+
+    fit = ld.fit(completion(), rank=10, validate=validate, steps=250, check_every=50)
+    assert np.flatnonzero(np.isnan(fit.validation)).tolist() == [3]
+    assert fit.best_step == fit.steps[-1]
+
+
 def test_a_run_that_diverges_says_so(x64):
     problem = completion()
     fit = ld.fit(problem, learning_rate=5 * float(problem.stable_learning_rate(depth=3)), steps=5000)
