@@ -14,6 +14,7 @@ Derivation: docs/theory.md 3.1, 3.2 and, for layers that are not square, 3.5.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -191,8 +192,14 @@ def reduce(
         (docs/theory.md 3.5).
     """
     spaces = widths(weights)
-    if strict:
-        _require_valley(spaces)
+    valley = _is_valley(spaces)
+    if strict and not valley:
+        raise ValueError(
+            f"widths {tuple(spaces)} grow and then shrink: no small subspace is closed under such "
+            "layers, so there is no exact reduction; hidden layers no wider than "
+            f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one, and "
+            "strict=False takes the nearest network of such widths"
+        )
     target = factorization(target).target
     check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
@@ -200,18 +207,14 @@ def reduce(
     frames, scales = zip(
         *(_frame(weight, number, strict) for number, weight in enumerate(weights, 1)), strict=True
     )
-    if _is_valley(spaces):
+    if valley:
         return _reduction(_bases(frames, target), scales, target, frames)
     parts = _reached(frames)
-    inner = tuple(
-        _polar(after.T @ frame @ before)
-        for before, frame, after in zip(parts, frames, parts[1:], strict=False)
-    )
+    ends = list(pairwise(parts))
+    inner = [_polar(after.T @ frame @ before) for frame, (before, after) in zip(frames, ends, strict=True)]
     bases = tuple(part @ basis for part, basis in zip(parts, _bases(inner, target), strict=True))
-    frames = tuple(
-        after @ frame @ before.T for before, frame, after in zip(parts, inner, parts[1:], strict=False)
-    )
-    return _reduction(bases, scales, target, frames)
+    cut = tuple(after @ frame @ before.T for frame, (before, after) in zip(inner, ends, strict=True))
+    return _reduction(bases, scales, target, cut)
 
 
 def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
@@ -305,16 +308,6 @@ def _is_valley(spaces: Sequence[int]) -> bool:
     narrow = _narrowest(spaces)
     down, up = list(spaces[: narrow + 1]), list(spaces[narrow + 1 :])
     return down == sorted(down, reverse=True) and up == sorted(up)
-
-
-def _require_valley(spaces: Sequence[int]) -> None:
-    if not _is_valley(spaces):
-        raise ValueError(
-            f"widths {tuple(spaces)} grow and then shrink: no small subspace is closed under such "
-            "layers, so there is no exact reduction; hidden layers no wider than "
-            f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one, and "
-            "strict=False takes the nearest network of such widths"
-        )
 
 
 def _reached(frames: Sequence[jax.Array]) -> list[jax.Array]:
