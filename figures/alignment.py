@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -44,9 +44,9 @@ SETTINGS = {
 
 def compute(settings):
     """Alignments `(n,)` of the outer layers, relative gaps of their singular values, and `σ_1`."""
-    target = networks.separated_target(settings)
+    target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
-    start = networks.original(settings)
+    start = runs.original(settings)
 
     def observe(weights):
         last = ld.spectra.network_svd(weights[-1:])

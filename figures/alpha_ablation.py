@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -56,15 +56,15 @@ RULES = ("fixed", "edge")
 
 def compute(settings):
     """Iterations and recovery errors `(alphas,)` by rule, those of the original, and seconds an iteration."""
-    problem = networks.problem_of(networks.separated_target(settings), settings)
+    problem = runs.problem_of(runs.separated_target(settings), settings)
     alpha = np.arange(*settings["alphas"])
     edge = np.asarray(problem.stable_learning_rate(depth=settings["depth"], alpha=jnp.asarray(alpha)))
-    start = networks.compressed(problem, settings)
+    start = runs.compressed(problem, settings)
     rates = np.concatenate(list(_rates(edge, settings).values()))
     starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(rates), *leaf.shape)), start)
     optimizer = ld.SGD(rates, alpha=np.tile(alpha, len(RULES)))
     steps, errors, seconds = _sweep(problem, starts, optimizer, settings)
-    original = jax.tree.map(lambda leaf: leaf[None], networks.original(settings))
+    original = jax.tree.map(lambda leaf: leaf[None], runs.original(settings))
     full = _sweep(problem, original, ld.SGD(settings["learning_rate"]), settings)
 
     arrays = {"alpha": alpha, "edge": edge, "seconds": np.array(seconds)}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 import lowdim_jax as ld
-from figures import networks, style, trajectories
+from figures import runs, style, trajectories
 
 SETTINGS = {
     "small": {
@@ -60,9 +60,9 @@ def compute(settings):
     arrays = {}
     for r, steps in zip(settings["ranks"], settings["steps"], strict=True):
         of_rank = {**settings, "r": r, "steps": steps}
-        problem = networks.problem_of(networks.separated_target(of_rank), of_rank)
+        problem = runs.problem_of(runs.separated_target(of_rank), of_rank)
         observe = jtu.Partial(_unobserved_error, problem)
-        starts = networks.both(problem, of_rank)
+        starts = runs.both(problem, of_rank)
         for alpha in settings["alphas"]:
             found = trajectories.compute(problem, starts, {**of_rank, "alpha": alpha}, observe=observe)
             arrays |= {f"{_prefix(r, alpha)}{key}": array for key, array in found.items()}

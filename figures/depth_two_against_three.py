@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -54,15 +54,15 @@ STROKES = ("-", "-", (0, (1, 1.2)))
 
 def compute(settings):
     """Training and recovery errors `(epsilons, n)` by depth, and `iteration` `(n,)`."""
-    problem = networks.problem_of(networks.separated_target(settings), settings)
+    problem = runs.problem_of(runs.separated_target(settings), settings)
     observe = jtu.Partial(_errors, problem)
     arrays = {}
     for depth, epsilons in settings["epsilons"].items():
         training, recovery = [], []
         for epsilon in epsilons:
             of_start = {**settings, "depth": int(depth), "epsilon": epsilon}
-            weights = networks.compressed(problem, of_start)
-            trajectory = networks.descent(problem, weights, of_start, observe=observe)
+            weights = runs.compressed(problem, of_start)
+            trajectory = runs.descent(problem, weights, of_start, observe=observe)
             arrays["iteration"] = np.asarray(trajectory.t)
             training.append(trajectory.observed[0])
             recovery.append(trajectory.observed[1])

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from figures import networks, style, trajectories
+from figures import runs, style, trajectories
 
 SETTINGS = {
     "small": {
@@ -60,11 +60,11 @@ def compute(settings):
     d, r, depth = settings["d"], settings["r"], settings["depth"]
     scale, rate = settings["epsilon"], settings["learning_rate"]
     rank = settings["factor"] * r
-    target = networks.separated_target(settings)
+    target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
     keys = jax.random.split(jax.random.key(settings["seed"] + 2))
     starts = {
-        **networks.both(problem, settings),
+        **runs.both(problem, settings),
         "two_factor_exact": ld.gaussian(keys[0], (d, r, d), scale=scale),
         "two_factor_over": ld.gaussian(keys[1], (d, rank, d), scale=scale),
     }

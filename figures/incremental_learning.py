@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -49,8 +49,8 @@ GAP = 0.05
 
 def compute(settings):
     """Singular values `(n, r + extra)` and alignments `(n, r)` of both networks."""
-    target = networks.separated_target(settings)
-    problem = networks.problem_of(target, settings)
+    target = runs.separated_target(settings)
+    problem = runs.problem_of(target, settings)
     shown = settings["r"] + settings["extra"]
 
     def observe(weights):
@@ -58,8 +58,8 @@ def compute(settings):
         return ld.spectra.singular_values(weights, rank=shown), parts.left, parts.right
 
     arrays = {"targets": np.asarray(target.singular_values)}
-    for name, weights in networks.both(problem, settings).items():
-        trajectory = networks.descent(problem, weights, settings, observe=observe)
+    for name, weights in runs.both(problem, settings).items():
+        trajectory = runs.descent(problem, weights, settings, observe=observe)
         arrays["iteration"] = np.asarray(trajectory.t)
         values, left, right = jax.tree.map(np.asarray, trajectory.observed)
         arrays |= {f"{name}_values": values, f"{name}_left": left, f"{name}_right": right}

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -49,8 +49,8 @@ SETTINGS = {
 def compute(settings):
     """Singular values measured and predicted, angles of the bulk and of the leading `r` vectors."""
     r, number = settings["r"], settings["layer"]
-    target = networks.separated_target(settings)
-    problem, start = ld.factorization(target.dense()), networks.original(settings)
+    target = runs.separated_target(settings)
+    problem, start = ld.factorization(target.dense()), runs.original(settings)
     reduction = ld.reduce(start, target)
     optimizer = ld.SGD(settings["learning_rate"], weight_decay=settings["weight_decay"])
     predicted_bulk = {

@@ -13,7 +13,7 @@ import optax
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -51,9 +51,9 @@ EPS, UNIT = 2.0**-52, 1e-15
 
 def compute(settings):
     """For each optimizer: differences `(n, L)` of the layers, and losses `(n,)` of both runs."""
-    target = networks.separated_target(settings)
+    target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
-    start = networks.original(settings)
+    start = runs.original(settings)
     reduction = ld.reduce(start, target)
     options = {
         "steps": settings["steps"],

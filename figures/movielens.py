@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 from lowdim_jax import baselines, ratings
 
 SETTINGS = {
@@ -157,7 +157,7 @@ def descent(name, problem, network, rate, error, settings):
         )
 
     few = 2 * settings["record_every"]
-    _, seconds = networks.timed(lambda: run(few), repeats=2)
+    _, seconds = runs.timed(lambda: run(few), repeats=2)
     whole = run(settings["steps"])
     return {
         "iteration": np.asarray(whole.t),

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -49,14 +49,14 @@ ROUNDING = 1e-14
 
 def compute(settings):
     """Errors `(n, ranks)`, the final ones predicted, and seconds an iteration."""
-    target = networks.separated_target(settings)
+    target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
     depth, scale, rate = settings["depth"], settings["epsilon"], settings["learning_rate"]
 
     errors, seconds, predicted = [], [], []
     for rank in settings["ranks"]:
         weights = ld.compress(problem, depth=depth, rank=rank, scale=scale)
-        trajectory, duration = networks.timed_descent(problem, weights, settings)
+        trajectory, duration = runs.timed_descent(problem, weights, settings)
         errors.append(trajectory.observed)
         seconds.append(duration)
         values = jnp.pad(target.singular_values, (0, max(0, rank - settings["r"])))
@@ -65,7 +65,7 @@ def compute(settings):
         )
         missed = jnp.concatenate([values[:rank] - learned, values[rank:]])
         predicted.append(jnp.linalg.norm(missed) / jnp.linalg.norm(values))
-    _, full = networks.timed_descent(problem, networks.original(settings), settings)
+    _, full = runs.timed_descent(problem, runs.original(settings), settings)
     return {
         "iteration": np.asarray(trajectory.t),
         "errors": np.stack([np.asarray(error) for error in errors], axis=1),

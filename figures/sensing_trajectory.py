@@ -14,7 +14,7 @@ Both networks spend most of it in the same two passes over the measurements, so 
 iterations here, but little time in each.
 """
 
-from figures import networks, style, trajectories
+from figures import runs, style, trajectories
 
 SETTINGS = {
     "small": {
@@ -50,8 +50,8 @@ SETTINGS = {
 
 def compute(settings):
     """Recovery errors `(n,)` of both networks, and their seconds an iteration."""
-    problem = networks.problem_of(networks.separated_target(settings), settings)
-    return trajectories.compute(problem, networks.both(problem, settings), settings)
+    problem = runs.problem_of(runs.separated_target(settings), settings)
+    return trajectories.compute(problem, runs.both(problem, settings), settings)
 
 
 def plot(arrays, settings):

@@ -3,14 +3,14 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from figures import networks, style
+from figures import runs, style
 
 
 def compute(problem, starts, settings, *, observe=None):
     """Errors `(n,)` of several networks, `iteration` `(n,)`, and each one's seconds an iteration."""
     arrays = {}
     for name, weights in starts.items():
-        trajectory, seconds = networks.timed_descent(problem, weights, settings, observe=observe)
+        trajectory, seconds = runs.timed_descent(problem, weights, settings, observe=observe)
         arrays["iteration"] = np.asarray(trajectory.t)
         arrays[name] = np.asarray(trajectory.observed)
         arrays[f"{name}_seconds"] = np.array(seconds)

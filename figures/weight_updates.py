@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 from lowdim_jax import nn
 
 CLASSES = 10
@@ -82,8 +82,8 @@ def compute(settings, directory=None):
 
 
 def _linear_updates(settings):
-    start = networks.original(settings)
-    target = networks.separated_target(settings)
+    start = runs.original(settings)
+    target = runs.separated_target(settings)
     run = ld.gradient_descent(
         ld.factorization(target.dense()).loss,
         start,

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
-from figures import networks, style
+from figures import runs, style
 
 SETTINGS = {
     "small": {
@@ -68,7 +68,7 @@ def compute(settings):
         reductions = (ld.sample(key, d, values, depth=depth, scale=scale) for key in keys)
         times.append([fit_times(reduction) for reduction in reductions])
         reduction = ld.sample(keys[0], d, values, depth=depth, scale=scale)
-        _, duration = networks.timed(
+        _, duration = runs.timed(
             lambda reduction=reduction: train(reduction, record_every=settings["steps"]),
             repeats=REPEATS,
         )
@@ -78,7 +78,7 @@ def compute(settings):
         problem = ld.factorization(target.dense())
         start = ld.orthogonal(jax.random.key(1), ld.full_widths(d, d, depth=depth), scale=scale)
         steps = int(np.clip(settings["dense_work"] / d**3, 3, 500))
-        _, duration = networks.timed(
+        _, duration = runs.timed(
             lambda problem=problem, start=start, steps=steps: ld.gradient_descent(
                 problem.loss, start, ld.SGD(rate), steps=steps, record_every=steps, throw=True
             ),

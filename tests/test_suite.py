@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from theory_checks import registry, runner
+from theory_checks import registry, runner, selection
 from theory_checks.cli import main
 from theory_checks.compare import without_times
 from theory_checks.coverage import NOT_CHECKED, STATEMENTS, Statement, checks_of, table
@@ -25,12 +25,10 @@ THEORY = (DOCS / "theory.md").read_text("utf-8")
 
 @pytest.fixture(autouse=True)
 def _process_settings_restored():
-    registry.all_checks()
-    before, checks = jax.config.jax_enable_x64, dict(registry._REGISTRY)
-    yield
+    before = jax.config.jax_enable_x64
+    with registry.only_here():
+        yield
     jax.config.update("jax_enable_x64", before)
-    registry._REGISTRY.clear()
-    registry._REGISTRY.update(checks)
 
 
 def test_the_statements_are_those_of_the_theory_with_its_titles_status_and_sources():
@@ -46,17 +44,17 @@ def test_the_statements_are_those_of_the_theory_with_its_titles_status_and_sourc
 
 def test_every_statement_has_a_check_or_a_reason_but_not_both():
     for number in STATEMENTS:
-        assert bool(checks_of(number, registry.all_checks())) != (number in NOT_CHECKED), number
+        assert bool(checks_of(number, selection.all_checks())) != (number in NOT_CHECKED), number
     assert NOT_CHECKED.keys() <= STATEMENTS.keys()
 
 
 def test_every_check_cites_statements_that_exist():
-    for check in registry.all_checks():
+    for check in selection.all_checks():
         assert set(check.source.split(", ")) <= STATEMENTS.keys(), check.name
 
 
 def test_the_coverage_page_is_that_of_the_registered_checks():
-    assert (DOCS / "coverage.md").read_text("utf-8").endswith(table(registry.all_checks()))
+    assert (DOCS / "coverage.md").read_text("utf-8").endswith(table(selection.all_checks()))
 
 
 def test_the_example_of_the_documentation_runs_and_its_control_fails(tmp_path, capsys):
@@ -256,4 +254,4 @@ def test_products_in_fewer_bits_are_a_control_where_the_device_has_them(device_e
 
 def test_this_machines_products_are_measured():
     assert runner.default_product_error("float32", 40) > 1e-9
-    assert {check.name for check in registry.all_checks() if check.precise} == {"matmul-precision"}
+    assert {check.name for check in selection.all_checks() if check.precise} == {"matmul-precision"}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from theory_checks import registry, runner
+from theory_checks import registry, runner, selection
 from theory_checks.cli import main
 from theory_checks.registry import Check, Evidence
 from theory_checks.setting import Setting
@@ -98,7 +98,7 @@ def test_an_unwritable_output_is_refused_before_the_run(capsys, tmp_path):
 def test_list_names_every_check_with_its_controls(capsys):
     assert main(["list"]) == 0
     output = capsys.readouterr().out
-    for check in registry.all_checks():
+    for check in selection.all_checks():
         assert check.name in output
         assert check.controls
 
@@ -118,7 +118,7 @@ def test_run_writes_a_report_with_all_it_promises(tmp_path, capsys):
 def test_every_target_format_is_read_alike(tmp_path):
     from scipy.io import mmwrite
 
-    from theory_checks.targets import load_matrix
+    from theory_checks.target_file import load_matrix
 
     matrix = np.arange(6.0).reshape(3, 2)
     np.save(tmp_path / "a.npy", matrix)

@@ -85,7 +85,7 @@ def _positive(text: str) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from textwrap import fill
 
-    from theory_checks.registry import load, select
+    from theory_checks.selection import load, select
 
     for path in arguments.load:
         load(path)
@@ -104,11 +104,11 @@ def _run(arguments: argparse.Namespace) -> int:
     _configure_jax(arguments.device, arguments.dtype)
 
     from theory_checks.coverage import rows
-    from theory_checks.registry import all_checks, load, select
     from theory_checks.report import print_table, print_verdict, track, write
     from theory_checks.runner import environment, run_checks
+    from theory_checks.selection import all_checks, load, select
     from theory_checks.setting import Setting
-    from theory_checks.targets import load_matrix, prepare
+    from theory_checks.target_file import load_matrix, prepare
 
     for path in arguments.load:
         load(path)

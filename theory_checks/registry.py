@@ -1,10 +1,8 @@
 """What a check is: a claim, the comparison that tests it, and the controls that must fail it."""
 
-import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,45 +148,17 @@ def check(
     return register
 
 
-def load(path: Path) -> None:
-    """Run a Python file that registers checks of its own with `check`.
+def registered() -> dict[str, Check]:
+    """The checks registered so far, by name; a copy."""
+    return dict(_REGISTRY)
 
-    Raises
-    ------
-    ValueError
-        If there is no such file, or it raises.
-    """
-    if not path.is_file():
-        raise ValueError(f"--load {str(path)!r}: there is no such file")
-    all_checks()  # so that a name that is taken is an error of the file loaded
+
+@contextmanager
+def only_here() -> Iterator[None]:
+    """Forget on leaving what was registered inside: for tests, and for files loaded one after the other."""
+    before = registered()
     try:
-        runpy.run_path(str(path), run_name=path.stem)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"--load {str(path)!r}: {type(error).__name__}: {error}") from error
-
-
-def all_checks() -> tuple[Check, ...]:
-    """Every registered check, in the order of the statements they test."""
-    import theory_checks.checks  # noqa: F401  (registers them)
-
-    return tuple(sorted(_REGISTRY.values(), key=lambda check: check.source))
-
-
-def select(patterns: list[str]) -> tuple[Check, ...]:
-    """Checks whose name matches one of the glob patterns; all of them for no pattern.
-
-    Raises
-    ------
-    ValueError
-        If a pattern matches no check.
-    """
-    checks = all_checks()
-    for pattern in patterns:
-        if not any(fnmatchcase(check.name, pattern) for check in checks):
-            known = ", ".join(check.name for check in checks)
-            raise ValueError(f"no check matches {pattern!r}; there are: {known}")
-    return tuple(
-        check
-        for check in checks
-        if not patterns or any(fnmatchcase(check.name, pattern) for pattern in patterns)
-    )
+        yield
+    finally:
+        _REGISTRY.clear()
+        _REGISTRY.update(before)

@@ -6,8 +6,7 @@ import numpy as np
 
 import lowdim_jax as ld
 from theory_checks.registry import Curve, Evidence, check
-from theory_checks.setting import Setting
-from theory_checks.training import (
+from theory_checks.runs import (
     compressed,
     edge,
     errors_under_descent,
@@ -15,6 +14,7 @@ from theory_checks.training import (
     per_seed,
     steps_to_fit,
 )
+from theory_checks.setting import Setting
 
 CASES = ((2, 0.01), (2, 0.5), (3, 0.03), (3, 0.5), (4, 0.3), (4, 1.0))
 """Depths and initialization scales at which dominance is tested."""

@@ -8,8 +8,8 @@ from jax.tree_util import Partial
 import lowdim_jax as ld
 from lowdim_jax import theory
 from theory_checks.registry import Curve, Evidence, check
+from theory_checks.runs import compressed, edge, keep, last_fit, original, per_seed, steps_to_fit
 from theory_checks.setting import Setting
-from theory_checks.training import compressed, edge, keep, last_fit, original, per_seed, steps_to_fit
 
 SCALE = 0.3
 RTOL = 1e-9

@@ -7,8 +7,7 @@ import numpy as np
 import lowdim_jax as ld
 from lowdim_jax import spectra, theory
 from theory_checks.registry import Curve, Evidence, check
-from theory_checks.setting import Setting
-from theory_checks.training import (
+from theory_checks.runs import (
     compressed,
     edge,
     observe_alignment,
@@ -16,6 +15,7 @@ from theory_checks.training import (
     per_seed,
     steps_to_fit,
 )
+from theory_checks.setting import Setting
 
 DEPTH, SCALE = 3, 0.02
 VALUE, VECTOR = 0.05, 0.05

@@ -7,8 +7,7 @@ import numpy as np
 import lowdim_jax as ld
 from lowdim_jax import theory
 from theory_checks.registry import Curve, Evidence, check
-from theory_checks.setting import Setting
-from theory_checks.training import (
+from theory_checks.runs import (
     compressed,
     edge,
     keep,
@@ -18,6 +17,7 @@ from theory_checks.training import (
     per_seed,
     steps_to_fit,
 )
+from theory_checks.setting import Setting
 
 SCALE = 0.1
 SMALL_SCALES = (0.02, 0.04, 0.08)

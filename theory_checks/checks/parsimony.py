@@ -11,8 +11,8 @@ import optax
 import lowdim_jax as ld
 from lowdim_jax import spectra
 from theory_checks.registry import Curve, Evidence, check
+from theory_checks.runs import edge, keep, observe_alignment, original, per_seed
 from theory_checks.setting import Setting
-from theory_checks.training import edge, keep, observe_alignment, original, per_seed
 
 DEPTH, SCALE = 3, 0.3
 STEPS, EVERY = 400, 10

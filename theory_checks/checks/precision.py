@@ -8,8 +8,8 @@ import numpy as np
 
 import lowdim_jax as ld
 from theory_checks.registry import Evidence, check
+from theory_checks.runs import compressed, original, per_seed
 from theory_checks.setting import Setting
-from theory_checks.training import compressed, original, per_seed
 
 DEPTH = 3
 TF32_BITS = 10

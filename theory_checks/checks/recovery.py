@@ -11,8 +11,8 @@ import numpy as np
 
 import lowdim_jax as ld
 from theory_checks.registry import Curve, Evidence, check
+from theory_checks.runs import compressed, original, per_seed
 from theory_checks.setting import Setting
-from theory_checks.training import compressed, original, per_seed
 
 START = 3e-7
 """`ε^L` as a fraction of the surrogate's largest singular value."""

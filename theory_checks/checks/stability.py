@@ -9,8 +9,7 @@ import numpy as np
 import lowdim_jax as ld
 from lowdim_jax import theory
 from theory_checks.registry import Curve, Evidence, check
-from theory_checks.setting import Setting
-from theory_checks.training import (
+from theory_checks.runs import (
     FITTED,
     compressed,
     edge,
@@ -19,6 +18,7 @@ from theory_checks.training import (
     per_seed,
     steps_to_fit,
 )
+from theory_checks.setting import Setting
 
 SCALE = 0.1
 POWER_ITERATIONS = 400

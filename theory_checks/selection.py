@@ -1,0 +1,49 @@
+"""The checks there are, from the suite and from users' files; above the checks, which know only `check`."""
+
+import runpy
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import theory_checks.checks  # noqa: F401  (registers them)
+from theory_checks.registry import Check, registered
+
+
+def load(path: Path) -> None:
+    """Run a Python file that registers checks of its own with `check`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it raises.
+    """
+    if not path.is_file():
+        raise ValueError(f"--load {str(path)!r}: there is no such file")
+    try:
+        runpy.run_path(str(path), run_name=path.stem)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--load {str(path)!r}: {type(error).__name__}: {error}") from error
+
+
+def all_checks() -> tuple[Check, ...]:
+    """Every registered check, in the order of the statements they test."""
+    return tuple(sorted(registered().values(), key=lambda check: check.source))
+
+
+def select(patterns: list[str]) -> tuple[Check, ...]:
+    """Checks whose name matches one of the glob patterns; all of them for no pattern.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches no check.
+    """
+    checks = all_checks()
+    for pattern in patterns:
+        if not any(fnmatchcase(check.name, pattern) for check in checks):
+            known = ", ".join(check.name for check in checks)
+            raise ValueError(f"no check matches {pattern!r}; there are: {known}")
+    return tuple(
+        check
+        for check in checks
+        if not patterns or any(fnmatchcase(check.name, pattern) for pattern in patterns)
+    )
