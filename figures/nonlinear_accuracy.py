@@ -20,6 +20,7 @@ from flax import nnx
 
 from figures import style
 from lowdim_jax import nn
+from lowdim_jax.nn import reference
 
 CLASSES, SURROGATE_BATCH = 10, 2048
 VARIANTS = {
@@ -52,7 +53,7 @@ SETTINGS = {
 
 def compute(settings, directory=None):
     """Accuracies and seconds `(seeds, records)` of each variant."""
-    images, arrays = nn.load_images(directory), {}
+    images, arrays = reference.load_images(directory), {}
     for name, (head, spectral) in VARIANTS.items():
         accuracies, seconds = train(head, images, settings, rank=settings["rank"], spectral=spectral)
         arrays[name], arrays[f"{name}_seconds"] = accuracies, seconds
@@ -76,20 +77,20 @@ def _momentum(rate):
 def _follow(head, tx, parts, settings, rank, spectral, seed):
     train, test = parts
     start = time.perf_counter()
-    model = nn.MLP(
+    model = reference.MLP(
         train.images.shape[1:], CLASSES, width=settings["width"], head=head, rank=rank,
         scale=settings["epsilon"], rngs=nnx.Rngs(seed),
     )
     if spectral:
         batch = (jnp.asarray(part[:SURROGATE_BATCH]) for part in train)
-        nn.spectral_start(model, "head.network", nn.cross_entropy, *batch, scale=settings["epsilon"])
+        nn.spectral_start(model, "head.network", reference.cross_entropy, *batch, scale=settings["epsilon"])
     accuracies, seconds, paused = [], [], 0.0
     schedule = {"steps": settings["steps"], "record_every": settings["record_every"], "seed": seed}
-    for _ in nn.fit(model, tx, train, **schedule):
+    for _ in reference.train(model, tx, train, **schedule):
         jax.block_until_ready(nnx.state(model))
         stop = time.perf_counter()
         seconds.append(stop - start - paused)
-        accuracies.append(nn.accuracy(model, test))
+        accuracies.append(reference.accuracy(model, test))
         paused += time.perf_counter() - stop
     return accuracies, seconds
 

@@ -9,7 +9,7 @@ shortest over seeds.
 import numpy as np
 
 from figures import nonlinear_accuracy, style
-from lowdim_jax import nn
+from lowdim_jax.nn import reference
 
 SETTINGS = {
     "small": {
@@ -35,7 +35,7 @@ SETTINGS = {
 
 def compute(settings, directory=None):
     """Final accuracies and seconds, `(ranks, seeds)`, and `(seeds,)` for the deep network."""
-    images = nn.load_images(directory)
+    images = reference.load_images(directory)
     runs = [
         nonlinear_accuracy.train("compressed", images, settings, rank=rank, spectral=True)
         for rank in settings["ranks"]

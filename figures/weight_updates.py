@@ -23,12 +23,13 @@ from flax import nnx
 import lowdim_jax as ld
 from figures import runs, style
 from lowdim_jax import nn
+from lowdim_jax.nn import reference
 
 CLASSES = 10
 MODELS = {
-    "MLP": (nn.MLP, "layers.1"),
-    "conv net": (nn.ConvNet, "convolutions.1"),
-    "ViT": (nn.VisionTransformer, "blocks.0.up"),
+    "MLP": (reference.MLP, "layers.1"),
+    "conv net": (reference.ConvNet, "convolutions.1"),
+    "ViT": (reference.VisionTransformer, "blocks.0.up"),
 }
 SETTINGS = {
     "small": {
@@ -68,7 +69,7 @@ def compute(settings, directory=None):
     """Singular values `(records, k)`, shares and training accuracies `(records,)` of each network."""
     arrays = {"DLN": _linear_updates(settings)}
     arrays["DLN_share"] = _share(arrays["DLN"], 2 * settings["r"])
-    train, _ = nn.load_images(directory).split(seed=settings["seed"])
+    train, _ = reference.load_images(directory).split(seed=settings["seed"])
     rng = np.random.default_rng(settings["seed"])
     shuffled = train._replace(labels=rng.permutation(train.labels))
     tx = optax.sgd(settings["rate"], momentum=0.9)
@@ -105,8 +106,8 @@ def _updates(name, data, tx, settings):
     every = settings["steps"] // settings["records"]
     schedule = {"steps": settings["steps"], "record_every": every, "seed": settings["seed"]}
     records = [
-        (nn.updates(start, nn.matrices(model, [path]))[path].singular_values, nn.accuracy(model, data))
-        for _ in nn.fit(model, tx, data, **schedule)
+        (nn.updates(start, nn.matrices(model, [path]))[path].singular_values, reference.accuracy(model, data))
+        for _ in reference.train(model, tx, data, **schedule)
     ]
     values, fitted = zip(*records[1:], strict=True)
     return np.array(values, float), np.array(fitted)

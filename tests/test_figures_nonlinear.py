@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from figures import nonlinear_accuracy, rank_accuracy, registry, style, weight_updates
-from lowdim_jax import nn
+from lowdim_jax.nn import reference
 
 MODULES = (weight_updates, nonlinear_accuracy, rank_accuracy)
 TINY = {
@@ -88,7 +88,7 @@ def test_a_rank_below_the_number_of_classes_costs_accuracy(made):
 
 
 def test_figures_read_images_from_a_folder(tmp_path, monkeypatch):
-    given = nn.digits()
+    given = reference.digits()
     pixels, labels = given.images[:300, ..., 0] * 255, given.labels[:300]
     for name, array in (("images-idx3", pixels), ("labels-idx1", labels)):
         header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)

@@ -12,6 +12,7 @@ from flax import nnx
 
 import lowdim_jax as ld
 from lowdim_jax import nn
+from lowdim_jax.nn import reference
 
 LAYERS = {
     "deep": nn.DeepLinear,
@@ -40,7 +41,7 @@ class Network(nnx.Module):
         self.first = nnx.Linear(6, 8, rngs=rngs)
         self.normalize = nnx.LayerNorm(8, rngs=rngs)
         self.deep = nnx.List([nn.DeepLinear(8, 7, rngs=rngs)])
-        self.head = nn.Head(7, 3, kind, rank=4, rngs=rngs)
+        self.head = reference.Head(7, 3, kind, rank=4, rngs=rngs)
 
     def __call__(self, x):
         return self.head(jnp.tanh(self.deep[0](self.normalize(jax.nn.relu(self.first(x))))))
@@ -143,7 +144,7 @@ def test_the_same_seed_gives_the_same_layer_and_another_seed_another(make):
         (lambda: nn.DeepLinear(8, 6, rngs=nnx.Rngs(0)).set_weights([jnp.ones((6, 8))]), "expected"),
         (lambda: nn.compress_layer(nnx.LayerNorm(3, rngs=nnx.Rngs(0)), rank=2), "is a LayerNorm"),
         (lambda: nn.compress_layer(nnx.Linear(8, 6, rngs=nnx.Rngs(0)), rank=7), "rank=7, expected"),
-        (lambda: nn.Head(8, 3, "wide", rngs=nnx.Rngs(0)), "head='wide', expected one of plain, deep"),
+        (lambda: reference.Head(8, 3, "wide", rngs=nnx.Rngs(0)), "head='wide', expected one of plain, deep"),
         (lambda: nn.layer_at(Network(nnx.Rngs(0)), "head.body"), "'head.body': the Head has no part 'body'"),
         (lambda: nn.layer_at(Network(nnx.Rngs(0)), "deep.3"), "has no part 3"),
     ],
@@ -203,10 +204,10 @@ def test_no_parameter_is_frozen_and_each_moves_at_the_rate_of_its_role(kind, way
     model = Network(nnx.Rngs(0), kind)
     roles = nn.parameter_roles(model)
     rates = {"outer": 0.5, "middle": 0.1, "other": 0.02}
-    tx = nn.by_role(model, **{role: optax.sgd(rate) for role, rate in rates.items()})
+    tx = nn.partition(model, **{role: optax.sgd(rate) for role, rate in rates.items()})
     before = dict(nnx.to_flat_state(nnx.clone(nnx.state(model, nnx.Param))))
     graph, state = nnx.split(model)
-    gradient = jax.grad(lambda state: nn.cross_entropy(nnx.merge(graph, state), *batch()))(state)
+    gradient = jax.grad(lambda state: reference.cross_entropy(nnx.merge(graph, state), *batch()))(state)
     gradients = dict(nnx.to_flat_state(gradient))
     if way == "nnx.Optimizer":
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
@@ -227,7 +228,7 @@ def test_no_parameter_is_frozen_and_each_moves_at_the_rate_of_its_role(kind, way
 
 def test_a_parameter_of_another_model_is_refused_rather_than_left_alone():
     rate = optax.sgd(0.1)
-    tx = nn.by_role(Network(nnx.Rngs(0), "plain"), outer=rate, middle=rate, other=rate)
+    tx = nn.partition(Network(nnx.Rngs(0), "plain"), outer=rate, middle=rate, other=rate)
     with pytest.raises(ValueError, match=r"no parameter \('head', 'network', 'factors', 0\)"):
         nnx.Optimizer(Network(nnx.Rngs(0)), tx, wrt=nnx.Param)
 
@@ -238,12 +239,12 @@ def test_state_survives_an_orbax_checkpoint_and_training_goes_on_alike(tmp_path,
 
     def trainer():
         model = Network(nnx.Rngs(0))
-        tx = nn.by_role(model, outer=adam, middle=adam, other=adam)
+        tx = nn.partition(model, outer=adam, middle=adam, other=adam)
         return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, optimizer):
-        optimizer.update(model, nnx.grad(nn.cross_entropy)(model, *batch()))
+        optimizer.update(model, nnx.grad(reference.cross_entropy)(model, *batch()))
 
     model, optimizer = trainer()
     step(model, optimizer)
@@ -272,7 +273,7 @@ def test_the_surrogate_before_a_softmax_classifier_has_a_closed_form(kind):
     missing = jax.nn.one_hot(labels, 3) - jnp.broadcast_to(jax.nn.softmax(classifier.bias[...]), (20, 3))
     expected = classifier.kernel[...] @ missing.T @ features / 20
     before = jax.tree.leaves(nnx.clone(nnx.state(model)))
-    found = nn.surrogate(model, "head.network", nn.cross_entropy, x, labels)
+    found = nn.layer_surrogate(model, "head.network", reference.cross_entropy, x, labels)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     for a, b in zip(before, jax.tree.leaves(nnx.state(model)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -282,16 +283,16 @@ def test_the_surrogate_before_a_softmax_classifier_has_a_closed_form(kind):
 def test_any_linear_layer_has_a_surrogate(path):
     model = Network(nnx.Rngs(0))
     layer = nn.layer_at(model, path)
-    found = nn.surrogate(model, path, nn.cross_entropy, *batch())
+    found = nn.layer_surrogate(model, path, reference.cross_entropy, *batch())
     assert found.shape == (layer.out_features, layer.in_features)
     assert jnp.any(found != 0)
 
 
 def test_a_spectral_start_spans_the_surrogates_leading_singular_vectors():
     model = Network(nnx.Rngs(0))
-    matrix = nn.surrogate(model, "head.network", nn.cross_entropy, *batch())
+    matrix = nn.layer_surrogate(model, "head.network", reference.cross_entropy, *batch())
     assert ld.estimate_rank(matrix, rtol=1e-5) == 2  # one less than classes
-    nn.spectral_start(model, "head.network", nn.cross_entropy, *batch(), scale=0.5)
+    nn.spectral_start(model, "head.network", reference.cross_entropy, *batch(), scale=0.5)
     first, middle, last = model.head.network.weights
     left, _, right = jnp.linalg.svd(matrix)
     assert ld.spectra.subspace_angles(last, left[:, :2]).max() < 1e-3
@@ -306,18 +307,18 @@ def test_a_spectral_start_descends_faster_than_a_random_one():
     def loss_after(seed, spectral):
         model = Network(nnx.Rngs(seed))
         if spectral:
-            nn.spectral_start(model, "head.network", nn.cross_entropy, *batch(), scale=0.3)
+            nn.spectral_start(model, "head.network", reference.cross_entropy, *batch(), scale=0.3)
         else:
             options = {"rank": 4, "scale": 0.3, "use_bias": False}
             model.head.network = nn.CompressedLinear(7, 7, **options, rngs=nnx.Rngs(seed))
         optimizer = nnx.Optimizer(model, optax.sgd(0.3), wrt=nnx.Param)
         for _ in range(40):
             step(model, optimizer)
-        return float(nn.cross_entropy(model, *batch()))
+        return float(reference.cross_entropy(model, *batch()))
 
     @nnx.jit
     def step(model, optimizer):
-        optimizer.update(model, nnx.grad(nn.cross_entropy)(model, *batch()))
+        optimizer.update(model, nnx.grad(reference.cross_entropy)(model, *batch()))
 
     losses = np.array([[loss_after(seed, spectral) for spectral in (True, False)] for seed in range(4)])
     assert losses[:, 0].mean() < losses[:, 1].mean()
@@ -326,10 +327,10 @@ def test_a_spectral_start_descends_faster_than_a_random_one():
 @pytest.mark.parametrize(
     ("path", "loss", "message"),
     [
-        ("first", nn.cross_entropy, "is a Linear, expected a CompressedLinear"),
-        ("normalize", nn.cross_entropy, "is a LayerNorm, expected a CompressedLinear"),
+        ("first", reference.cross_entropy, "is a Linear, expected a CompressedLinear"),
+        ("normalize", reference.cross_entropy, "is a LayerNorm, expected a CompressedLinear"),
         ("head.network", lambda model, x, y: jnp.sum(x), "has the gradient 0 at W = 0"),
-        ("blocked", nn.cross_entropy, "does a ReLU without bias follow it"),
+        ("blocked", reference.cross_entropy, "does a ReLU without bias follow it"),
     ],
 )
 def test_a_start_that_cannot_be_is_named(path, loss, message):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from lowdim_jax import nn
+from lowdim_jax.nn import reference
 
 MEMBERS = 3
 LAYERS = {
@@ -92,7 +93,7 @@ def test_stacked_layers_are_applied_in_turn_by_a_scan(make):
 def test_an_ensemble_learns_each_parameter_at_the_rate_of_its_role(make):
     stack = ensemble(make)
     rates = {"outer": 0.5, "middle": 0.1, "other": 0.02}
-    tx = nn.by_role(stack, **{role: optax.sgd(rate) for role, rate in rates.items()})
+    tx = nn.partition(stack, **{role: optax.sgd(rate) for role, rate in rates.items()})
     before, graph = nnx.clone(nnx.state(stack)), nnx.split(stack)[0]
 
     def loss(state):
@@ -111,10 +112,10 @@ def test_a_spectral_start_inside_a_compiled_function_is_the_same():
     images, labels = jax.random.normal(jax.random.key(0), (16, 8, 8, 1)), jnp.arange(16) % 10
 
     def start(model, *batch):
-        nn.spectral_start(model, "head.network", nn.cross_entropy, *batch, scale=0.5)
+        nn.spectral_start(model, "head.network", reference.cross_entropy, *batch, scale=0.5)
 
     def model():
-        return nn.MLP((8, 8, 1), 10, width=24, head="compressed", rank=4, rngs=nnx.Rngs(0))
+        return reference.MLP((8, 8, 1), 10, width=24, head="compressed", rank=4, rngs=nnx.Rngs(0))
 
     outside, inside = model(), model()
     start(outside, images, labels)

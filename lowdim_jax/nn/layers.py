@@ -131,7 +131,7 @@ class CompressedLinear(DeepLinear):
 
     Its `(in + out) r̂ + (L − 2) r̂²` weights start at `(ε V̂ᵀ, ε I, …, ε I, ε Û)` with random
     orthonormal `Û, V̂`; `spectral_start` puts those of the layer's surrogate in their place. The
-    outer factors may learn at another rate than the middle ones: see `by_role`.
+    outer factors may learn at another rate than the middle ones: see `partition`.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from lowdim_jax.networks import roles
 from lowdim_jax.nn.layers import DeepLinear
 
 
-def by_role(
+def partition(
     model: nnx.Module,
     /,
     *,
@@ -18,7 +18,7 @@ def by_role(
 ) -> optax.GradientTransformation:
     """One optax optimizer for all parameters of a model, each treated by its role.
 
-    For example `by_role(model, outer=optax.adam(5e-3), middle=optax.adam(1e-3),
+    For example `partition(model, outer=optax.adam(5e-3), middle=optax.adam(1e-3),
     other=optax.adam(1e-3))`. It works with `nnx.Optimizer(model, …, wrt=nnx.Param)` and with plain
     optax on `nnx.state(model, nnx.Param)`, and for every model of the same structure. No parameter
     is frozen unless one of the three freezes it.
@@ -44,7 +44,7 @@ def by_role(
     def label(path, _):
         names = tuple(_name(entry) for entry in path)
         if names not in role_of:
-            raise ValueError(f"the model that by_role was given has no parameter {names}")
+            raise ValueError(f"the model that partition was given has no parameter {names}")
         return role_of[names]
 
     def labels(parameters):

@@ -16,7 +16,7 @@ from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, at_least_single
 from lowdim_jax.nn.paths import Path, layer_at, replace_layer
 
 
-def surrogate(
+def layer_surrogate(
     model: nnx.Module, path: Path, loss: Callable, /, *batch
 ) -> Float[Array, "d_out d_in"]:
     """Surrogate matrix of one layer: `−∇ℓ(0)`, over a batch (docs/theory.md 1.3).
@@ -71,7 +71,7 @@ def spectral_start(
     Parameters
     ----------
     model, path, loss, batch
-        As for `surrogate`.
+        As for `layer_surrogate`.
     scale
         `ε`, positive.
 
@@ -84,7 +84,7 @@ def spectral_start(
     layer = layer_at(model, path)
     if not isinstance(layer, CompressedLinear):
         raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a CompressedLinear")
-    matrix = surrogate(model, path, loss, *batch).astype(at_least_single(layer.param_dtype))
+    matrix = layer_surrogate(model, path, loss, *batch).astype(at_least_single(layer.param_dtype))
     check_finite(f"the gradient at W = 0 of the layer at {path!r}", matrix)
     if not is_traced(matrix) and not jnp.any(matrix):
         raise ValueError(

@@ -54,14 +54,15 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Run:
 
     import lowdim_jax as ld
     from lowdim_jax import nn
+    from lowdim_jax.nn import reference
 
     kind, spectral = VARIANTS[variant]
-    data, test = nn.mnist(options.data, options.part).split(seed=seed)
+    data, test = reference.mnist(options.data, options.part).split(seed=seed)
     if options.validate:
         data, test = data.split(seed=1000 + seed)
     rate, alpha = BEST_RATES[variant] if options.best_rates else (options.rate, options.alpha)
     start = time.perf_counter()
-    model = nn.MLP(
+    model = reference.MLP(
         data.images.shape[1:],
         CLASSES,
         width=options.width,
@@ -72,9 +73,9 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Run:
     )
     if spectral:
         batch = data.images[:1024], data.labels[:1024]
-        nn.spectral_start(model, "head.network", nn.cross_entropy, *batch, scale=options.scale)
+        nn.spectral_start(model, "head.network", reference.cross_entropy, *batch, scale=options.scale)
     outer, same = make_optimizer(options.optimizer, alpha * rate), make_optimizer(options.optimizer, rate)
-    tx = nn.by_role(model, outer=outer, middle=same, other=same) if kind == "compressed" else same
+    tx = nn.partition(model, outer=outer, middle=same, other=same) if kind == "compressed" else same
     before = nn.matrices(model)
     steps, accuracies, seconds, paused = [], [], [], 0.0
     schedule = {
@@ -83,12 +84,12 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Run:
         "record_every": options.record_every,
         "seed": seed,
     }
-    for step in nn.fit(model, tx, data, **schedule):
+    for step in reference.train(model, tx, data, **schedule):
         jax.block_until_ready(nnx.state(model))
         stop = time.perf_counter()
         steps.append(step)
         seconds.append(stop - start - paused)
-        accuracies.append(nn.accuracy(model, test))
+        accuracies.append(reference.accuracy(model, test))
         paused += time.perf_counter() - stop
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     updates = {

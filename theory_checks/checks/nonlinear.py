@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from lowdim_jax import nn
+from lowdim_jax.nn import reference
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.setting import Setting
 
@@ -128,8 +129,8 @@ def steps_to_accuracy(setting: Setting, /, *, start="spectral") -> Evidence:
 
 
 @cache
-def _images() -> tuple[nn.Images, nn.Images]:
-    return nn.digits().split()
+def _images() -> tuple[reference.Images, reference.Images]:
+    return reference.digits().split()
 
 
 def _energies(seed: int, labels: str) -> tuple[list[float], list[float]]:
@@ -137,12 +138,12 @@ def _energies(seed: int, labels: str) -> tuple[list[float], list[float]]:
     train, _ = _images()
     if labels == "random":
         train = train._replace(labels=np.random.default_rng(seed).permutation(train.labels))
-    model = nn.MLP(SHAPE, CLASSES, width=2 * WIDTH, rngs=nnx.Rngs(seed))
+    model = reference.MLP(SHAPE, CLASSES, width=2 * WIDTH, rngs=nnx.Rngs(seed))
     paths = ["layers.0", "layers.1"]
     start = nn.matrices(model, paths)
     records = [
         nn.updates(start, nn.matrices(model, paths))
-        for _ in nn.fit(model, _fast(), train, steps=320, record_every=80, seed=seed)
+        for _ in reference.train(model, _fast(), train, steps=320, record_every=80, seed=seed)
     ]
     early, final = records[1], records[-1]
     own = [float(nn.top_energy(final[path], CLASSES)) for path in paths]
@@ -156,11 +157,12 @@ def _accuracies(seeds: int, kind: str, rank: int, start: str = "spectral") -> np
     everything = jnp.asarray(train.images), jnp.asarray(train.labels)
 
     def follow(seed):
-        model = nn.MLP(SHAPE, CLASSES, width=WIDTH, head=kind, rank=rank, scale=SCALE, rngs=nnx.Rngs(seed))
+        options = {"width": WIDTH, "head": kind, "rank": rank, "scale": SCALE}
+        model = reference.MLP(SHAPE, CLASSES, **options, rngs=nnx.Rngs(seed))
         if kind == "compressed" and start == "spectral":
-            nn.spectral_start(model, "head.network", nn.cross_entropy, *everything, scale=SCALE)
-        records = nn.fit(model, _slow(), train, steps=STEPS, record_every=EVERY, seed=seed)
-        return [nn.accuracy(model, test) for _ in records]
+            nn.spectral_start(model, "head.network", reference.cross_entropy, *everything, scale=SCALE)
+        records = reference.train(model, _slow(), train, steps=STEPS, record_every=EVERY, seed=seed)
+        return [reference.accuracy(model, test) for _ in records]
 
     return np.array([follow(seed) for seed in range(seeds)])
 

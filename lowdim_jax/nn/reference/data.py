@@ -43,17 +43,9 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """The 1,797 handwritten digits of 8×8 pixels that scikit-learn brings along.
+    """The 1,797 handwritten digits of 8×8 pixels that scikit-learn brings along."""
+    from sklearn.datasets import load_digits  # slow to import
 
-    Raises
-    ------
-    ValueError
-        If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError("the digits need scikit-learn: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
     return Images((images.reshape(-1, 8, 8, 1) / 16).astype("float32"), labels.astype("int32"))
 

@@ -1,6 +1,7 @@
-"""Just enough training for checks, figures and examples: softmax loss, accuracy, shuffled batches."""
+"""Just enough training for checks, figures and examples: a loss, accuracy, shuffled batches."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import jax
@@ -10,19 +11,18 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lowdim_jax.nn.data import Images
+from lowdim_jax.nn.reference.data import Images
 
 
 def cross_entropy(
     model: nnx.Module, images: Float[Array, "n h w c"], labels: Int[Array, " n"], /
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy of a classifier, in nats."""
+    """Mean softmax cross-entropy of a classifier, in nats: optax's, as `loss(model, *batch)`."""
     logits = model(images)  # type: ignore[operator]
-    chosen = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def fit(
+def train(
     model: nnx.Module,
     tx: optax.GradientTransformation,
     data: Images,
@@ -35,7 +35,7 @@ def fit(
 ) -> Iterator[int]:
     """Train a classifier in place, and hand back control every few steps.
 
-    `for step in fit(…)` runs its body before the first step and after every `record_every`-th, with
+    `for step in train(…)` runs its body before the first step and after every `record_every`-th, with
     the model as it is then: measure whatever is wanted there. The steps between run in one compiled
     loop, which models of one structure share if they are given the same `tx` and `record_every`.
 
@@ -44,7 +44,7 @@ def fit(
     model
         Maps images to logits.
     tx
-        Any optax optimizer, such as `by_role(…)`.
+        Any optax optimizer, such as `nn.partition(…)`.
     data
         Training images. They are drawn in shuffled epochs; what does not fill a batch is left out.
     steps, batch_size, record_every, seed
@@ -68,17 +68,22 @@ def fit(
         # New each time: JAX shares a NumPy array's memory, and runs on while the next is filled.
         picked = np.zeros((min(record_every, steps), batch_size), np.int32)
         picked[:count] = list(islice(batches, count))
-        _train(model, optimizer, images, labels, jnp.asarray(picked), count)
+        _run(model, optimizer, images, labels, jnp.asarray(picked), count)
         yield done + count
 
 
 def accuracy(model: nnx.Module, data: Images, /) -> float:
-    """Fraction of images whose largest logit is their label's."""
-    return float(_accuracy(model, jnp.asarray(data.images), jnp.asarray(data.labels)))
+    """Fraction of images whose largest logit is their label's.
+
+    The model is seen as at evaluation (running statistics, no dropout), and is left as it is.
+    """
+    seen = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graph, state = nnx.split(seen)
+    return float(_accuracy(graph, state, jnp.asarray(data.images), jnp.asarray(data.labels)))
 
 
 @nnx.jit
-def _train(model, optimizer, images, labels, picked, count):
+def _run(model, optimizer, images, labels, picked, count):
     """One update for each of the first `count` rows of `picked`, the images of its batch."""
 
     def step(k, trained):
@@ -90,9 +95,10 @@ def _train(model, optimizer, images, labels, picked, count):
     nnx.fori_loop(0, count, step, (model, optimizer))
 
 
-@nnx.jit
-def _accuracy(model, images, labels):
-    return jnp.mean(jnp.argmax(model(images), axis=1).astype(labels.dtype) == labels)
+@partial(jax.jit, static_argnums=0)
+def _accuracy(graph, state, images, labels):
+    logits = nnx.merge(graph, state, copy=True)(images)
+    return jnp.mean(jnp.argmax(logits, axis=1).astype(labels.dtype) == labels)
 
 
 def _batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
