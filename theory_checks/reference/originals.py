@@ -1,0 +1,42 @@
+"""What docs/theory.md 3 says of original networks of any width, counted and iterated by hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ESCAPE_RATIOS = {3: 1.199679, 4: 1.278465, 5: 1.3200}
+"""`κ_L` of 3.7."""
+
+
+def core_widths(widths: Sequence[int], rank: int) -> list[int]:
+    """Widths of the reduced network (3.2, 3.5).
+
+    `2r` in the narrowest space; each space that is wider than its neighbour on the way there has up to `r`
+    more.
+    """
+    narrow = list(widths).index(min(widths))
+    cores = {narrow: min(2 * rank, widths[narrow])}
+    for space in range(narrow - 1, -1, -1):
+        cores[space] = cores[space + 1] + min(rank, widths[space] - widths[space + 1])
+    for space in range(narrow + 1, len(widths)):
+        cores[space] = cores[space - 1] + min(rank, widths[space] - widths[space - 1])
+    return [cores[space] for space in range(len(widths))]
+
+
+def bulk(
+    scale: float, *, depth: int, rate: float, steps: int, decay: float = 0.0, alpha: float = 1.0
+) -> np.ndarray:
+    """`(steps + 1, L)`: the bulk's singular value in every layer, `ρ_l ← ρ_l − α_l η (λ ρ_l + Π_k ρ_k² / ρ_l)`."""
+    rho = np.full(depth, float(scale))
+    rates = np.ones(depth)
+    rates[[0, -1]] = alpha
+    history = [rho]
+    for _ in range(steps):
+        rho = rho - rates * rate * (decay * rho + np.prod(rho) ** 2 / rho)
+        history.append(rho)
+    return np.array(history)
+
+
+def two_layer_delay(sigma: float) -> float:
+    """`ln 2 / 2σ*`: how much later than the compressed network the original of two layers is (3.7)."""
+    return float(np.log(2) / (2 * sigma))
