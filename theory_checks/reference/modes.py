@@ -45,7 +45,7 @@ def mode_time(level, target, *, depth: int, scale, alpha=1) -> mpf:
 
     goal = mpmath.log(middle_factor(level, depth=depth, scale=scale, alpha=alpha))
     nodes = _graded(mpmath.log(scale), goal)
-    return mpmath.quad(lambda log_y: 1 / speed(log_y), nodes, method="gauss-legendre")
+    return mpf(mpmath.quad(lambda log_y: 1 / speed(log_y), nodes, method="gauss-legendre"))
 
 
 def _antiderivative(sigma: mpf, target: mpf, depth: int) -> mpf:
@@ -103,7 +103,7 @@ def mode_value(t, target, *, depth: int, scale, alpha=1) -> mpf:
 
 
 def mode_values(times: Sequence[float], target: float, *, depth: int, scale: float, alpha: float = 1.0):
-    """`σ` at many times to 1e-11: SciPy's solver on the logarithms of the factors, `ẋ_l = α_l (σ* − σ) σ / x_l`."""
+    """`σ` at many times to 1e-11, by SciPy's solver: `ẋ_l = α_l (σ* − σ) σ / x_l` for the logarithms."""
     rates = np.ones(depth)
     rates[[0, -1]] = alpha
 
@@ -145,7 +145,7 @@ def leading_fit_time(target, *, depth: int, scale, tolerance) -> mpf:
 def rate(sigma, target, *, depth: int) -> mpf:
     """`σ̇ = L σ^{2−2/L} (σ* − σ)`."""
     sigma, target = mpf(sigma), mpf(target)
-    return depth * sigma ** (2 - mpf(2) / depth) * (target - sigma)
+    return mpf(depth * sigma ** (2 - mpf(2) / depth) * (target - sigma))
 
 
 def plateaus(targets: Sequence[float]) -> list[mpf]:
@@ -182,7 +182,7 @@ def mode_descent(
 
 @precisely
 def two_cycle(target, *, depth: int, learning_rate) -> tuple[mpf, mpf]:
-    """The two `σ` that descent alternates between: iterated in float64, then `f(f(x)) = x` by Newton (5.3)."""
+    """The two `σ` that descent alternates between: found by descent, then `f(f(x)) = x` by Newton (5.3)."""
     target, eta = mpf(target), mpf(learning_rate)
     limit = mpmath.root(target, depth)
     if eta <= 2 / (depth * target ** (2 - mpf(2) / depth)):
@@ -218,7 +218,6 @@ def balances(factors: Sequence[float]) -> list[list[mpf]]:
 @precisely
 def descent_step(factors: Sequence[float], target, learning_rate) -> list[mpf]:
     """One step of descent on unequal scalar factors."""
-    factors = [mpf(x) for x in factors]
-    sigma = mpmath.fprod(factors)
-    push = mpf(learning_rate) * (mpf(target) - sigma)
-    return [x + push * mpmath.fprod(factors[:i] + factors[i + 1 :]) for i, x in enumerate(factors)]
+    before = [mpf(x) for x in factors]
+    push = mpf(learning_rate) * (mpf(target) - mpmath.fprod(before))
+    return [x + push * mpmath.fprod(before[:i] + before[i + 1 :]) for i, x in enumerate(before)]

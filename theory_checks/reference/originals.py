@@ -26,7 +26,7 @@ def core_widths(widths: Sequence[int], rank: int) -> list[int]:
 def bulk(
     scale: float, *, depth: int, rate: float, steps: int, decay: float = 0.0, alpha: float = 1.0
 ) -> np.ndarray:
-    """`(steps + 1, L)`: the bulk's singular value in every layer, `ρ_l ← ρ_l − α_l η (λ ρ_l + Π_k ρ_k² / ρ_l)`."""
+    """The bulk's value in every layer, `(steps + 1, L)`: `ρ_l ← ρ_l − α_l η (λ ρ_l + Π_k ρ_k² / ρ_l)`."""
     rho = np.full(depth, float(scale))
     rates = np.ones(depth)
     rates[[0, -1]] = alpha

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def haar(rng: np.random.Generator, rows: int, columns: int | None = None) -> np.ndarray:
-    """Orthonormal columns, each a Gaussian vector less its part in the columns before: uniform by symmetry."""
+    """Orthonormal columns, each a Gaussian vector less its part in those before: uniform by symmetry."""
     columns = rows if columns is None else columns
     frame = np.zeros((rows, columns))
     for column in range(columns):
@@ -18,7 +18,7 @@ def haar(rng: np.random.Generator, rows: int, columns: int | None = None) -> np.
 
 
 def haar_moments(d: int) -> dict[str, float]:
-    """Expectations of `haar_statistics` over Haar matrices of `d ≥ 2` dimensions (Collins and Śniady 2006)."""
+    """Expectations of `haar_statistics` over Haar matrices, `d ≥ 2` (Collins and Śniady 2006)."""
     pairs = d * (d + 2)
     return {
         "Q_11": 0.0,
