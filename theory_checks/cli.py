@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("before", type=Path, metavar="A.json")
     compare.add_argument("after", type=Path, metavar="B.json")
     compare.set_defaults(command=_compare)
+
+    explore = commands.add_parser("explore", help="write and open a page to play with incremental learning")
+    explore.add_argument(
+        "--out", type=Path, default=Path("explorer.html"), metavar="FILE", help="default: explorer.html"
+    )
+    explore.add_argument("--no-open", action="store_true", help="write it only")
+    explore.set_defaults(command=_explore)
     return parser
 
 
@@ -142,6 +149,18 @@ def _run(arguments: argparse.Namespace) -> int:
     if "incomplete" in about:
         return INTERRUPTED
     return 0 if all(result.passed for result in results) else FAILED
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    import webbrowser
+
+    from theory_checks.explorer import write
+
+    path = write(arguments.out)
+    print(f"wrote {arguments.out}")
+    if not arguments.no_open and not webbrowser.open(path.as_uri()):
+        print(f"no browser could be started: open {path} in one")
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
