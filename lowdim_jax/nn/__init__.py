@@ -9,6 +9,7 @@ does not import this subpackage, and so does not wait for Flax. The models and d
 figures train are in `lowdim_jax.nn.reference`.
 """
 
+from lowdim_jax.nn.adapters import Adapted, DeltaParam, DeltaStart, Report, adapt, merge
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, compress_layer
 from lowdim_jax.nn.paths import layer_at, replace_layer
 from lowdim_jax.nn.roles import parameter_roles, partition
@@ -16,13 +17,19 @@ from lowdim_jax.nn.start import layer_surrogate, spectral_start
 from lowdim_jax.nn.updates import energy_within, matrices, top_energy, turn, updates
 
 __all__ = [
+    "Adapted",
     "CompressedLinear",
     "DeepLinear",
+    "DeltaParam",
+    "DeltaStart",
+    "Report",
+    "adapt",
     "compress_layer",
     "energy_within",
     "layer_at",
     "layer_surrogate",
     "matrices",
+    "merge",
     "parameter_roles",
     "partition",
     "replace_layer",

@@ -1,10 +1,13 @@
 """Parts of a model by their path: `"head.network"`, `"blocks.0.mlp"`, or the same as a tuple."""
 
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from flax import nnx
 
 Path = str | tuple[str | int, ...]
+Pattern = str | Callable[[str, Any], bool]
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -17,7 +20,7 @@ def layer_at(model: nnx.Module, path: Path, /) -> Any:
         If there is none.
     """
     part: Any = model
-    for name in _names(path):
+    for name in names_of(path):
         try:
             part = part[name] if isinstance(name, int) else getattr(part, name)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -33,10 +36,12 @@ def replace_layer(model: Model, path: Path, layer: nnx.Module, /) -> Model:
     Raises
     ------
     ValueError
-        If nothing is there now.
+        If nothing is there now, or the path is empty: a model is not a part of itself.
     """
     layer_at(model, path)
-    *before, last = _names(path)
+    if not names_of(path):
+        raise ValueError(f"path={path!r} is the model itself, expected the path of one of its parts")
+    *before, last = names_of(path)
     parent = layer_at(model, tuple(before))
     if isinstance(last, int):
         parent[last] = layer
@@ -45,8 +50,71 @@ def replace_layer(model: Model, path: Path, layer: nnx.Module, /) -> Model:
     return model
 
 
-def _names(path: Path) -> tuple[str | int, ...]:
-    if not path:
-        return ()
-    names = path.split(".") if isinstance(path, str) else path
+def names_of(path: Path, /) -> tuple[str | int, ...]:
+    """The steps of a path: names, and the indices of lists as integers.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a text nor a sequence of names.
+    """
+    if not isinstance(path, str | tuple | list):
+        raise ValueError(f"path={path!r} is a {type(path).__name__}, expected a text or a tuple of names")
+    names = (path.split(".") if path else ()) if isinstance(path, str) else path
     return tuple(int(name) if str(name).isdigit() else name for name in names)
+
+
+def matching(model: nnx.Module, pattern: Pattern, /) -> Iterator[tuple[str, nnx.Module]]:
+    """Parts of a model whose path fits, each once, with its path (of a shared one, the first).
+
+    Parameters
+    ----------
+    pattern
+        A regular expression that must fit the whole path (`r".*\\.(query|value)"`), or a function of
+        path and layer (`lambda path, layer: isinstance(layer, nnx.Conv)`).
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    if isinstance(pattern, str):
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"pattern={pattern!r} is no regular expression: {error}") from error
+        fits: Callable[[str, Any], Any] = lambda path, _: expression.fullmatch(path)  # noqa: E731
+    elif callable(pattern):
+        fits = pattern
+    else:
+        raise ValueError(
+            f"pattern={pattern!r}, expected a regular expression or a function of path and layer"
+        )
+    for names, layer in nnx.iter_modules(model):
+        path = ".".join(map(str, names))
+        if fits(path, layer):
+            yield path, layer
+
+
+def replace_everywhere(model: nnx.Module, new: Mapping[int, Any], /) -> None:
+    """Put `new[id(part)]` in the place of each part named so, wherever the model refers to it."""
+    seen: set[int] = set()
+
+    def visit(part):
+        if isinstance(part, tuple | list):
+            parts = [visit(item) for item in part]
+            changed = any(a is not b for a, b in zip(part, parts, strict=True))
+            return type(part)(parts) if changed else part
+        if isinstance(part, dict):
+            parts = {key: visit(item) for key, item in part.items()}
+            return parts if any(parts[key] is not part[key] for key in part) else part
+        if id(part) in new:
+            return new[id(part)]
+        if isinstance(part, nnx.Pytree) and id(part) not in seen:
+            seen.add(id(part))
+            for name, item in list(vars(part).items()):
+                if not name.startswith("_pytree__") and (put := visit(item)) is not item:
+                    setattr(part, name, nnx.data(put) if isinstance(item, tuple | list | dict) else put)
+        return part
+
+    visit(model)

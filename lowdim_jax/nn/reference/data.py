@@ -46,7 +46,8 @@ def digits() -> Images:
     """The 1,797 handwritten digits of 8×8 pixels that scikit-learn brings along."""
     from sklearn.datasets import load_digits  # slow to import
 
-    images, labels = load_digits(return_X_y=True)
+    found = load_digits()
+    images, labels = np.asarray(found.data), np.asarray(found.target)  # type: ignore[attr-defined]
     return Images((images.reshape(-1, 8, 8, 1) / 16).astype("float32"), labels.astype("int32"))
 
 

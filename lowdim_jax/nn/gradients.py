@@ -1,0 +1,65 @@
+"""Gradients of a model's loss in some of its parameters, all from one backward pass."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lowdim_jax._tracing import is_traced
+from lowdim_jax.linalg import check_finite
+
+
+def gradients(
+    model: nnx.Module, paths: Sequence[tuple], loss: Callable, batch: tuple, /
+) -> list[jax.Array]:
+    """`∂ℓ/∂θ` of the parameters at these paths, in their order; the model is left as it is.
+
+    Of a function without a closure the compiled program is kept, as `jax.jit` does, and models of one
+    structure share it. Any other callable (with a closure, a method, a partial) is compiled anew each
+    time: what it holds may have changed.
+    """
+    wanted = set(paths)
+    graph, chosen, rest = nnx.split(model, lambda path, _: path in wanted, ...)
+    plain = isinstance(loss, FunctionType) and loss.__closure__ is None
+    program = _kept_program(loss) if plain else _program(loss)
+    found = dict(nnx.to_flat_state(program(graph, chosen, rest, batch)))
+    return [found[path][...] for path in paths]
+
+
+def _program(loss: Callable) -> Any:
+    def loss_of(chosen, graph, rest, batch):
+        return loss(nnx.merge(graph, chosen, rest, copy=True), *batch)
+
+    return jax.jit(
+        lambda graph, chosen, rest, batch: jax.grad(loss_of)(chosen, graph, rest, batch), static_argnums=0
+    )
+
+
+_kept_program = lru_cache(maxsize=16)(_program)
+
+
+def check_gradient(name: str, gradient: jax.Array, where: str, /) -> jax.Array:
+    """The gradient itself, unless it vanishes or is not finite; traced ones are checked when they run.
+
+    Raises
+    ------
+    ValueError
+        If it has no singular vectors to start from.
+    """
+    vanishes = (
+        f"{name} has the gradient 0 {where}, so no singular vectors to start from: does a ReLU without "
+        "bias follow it, or does the loss not depend on it?"
+    )
+    if is_traced(gradient):
+        bad = jnp.logical_not(jnp.isfinite(gradient).all() & jnp.any(gradient != 0))
+        return equinox.error_if(gradient, bad, f"{vanishes} Or it is not finite.")
+    check_finite(f"the gradient {where} of {name}", gradient)
+    if not np.any(np.asarray(gradient)):
+        raise ValueError(vanishes)
+    return gradient
