@@ -19,7 +19,7 @@ import pytest
 import lowdim_jax as ld
 from lowdim_jax.distributed import command, sharded
 from lowdim_jax.distributed.checkpoints import Checkpoints
-from lowdim_jax.distributed.shards import even_bounds, open_shards, synthesize, write_shards
+from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards
 
 SHAPE, STEPS, TIMEOUT = (203, 60), 100, 5
 SETTINGS = f"--rank 6 --scale 0.3 --steps {STEPS} --check-every 5 --timeout {TIMEOUT}".split()
@@ -183,13 +183,36 @@ def test_a_restart_loses_nothing(data, killed, uninterrupted, tmp_path, x64):
         np.testing.assert_allclose(layer, expected, rtol=0, atol=1e-10)
 
 
-def test_a_run_does_not_go_on_with_other_settings_or_data(data, uninterrupted):
-    _, folder = uninterrupted
-    with Command("train", data, folder, *SETTINGS, "--depth", 4) as started:
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory):
+    """Entries at the same places as `data`'s, one of them with another value."""
+    bounds = even_bounds(SHAPE[0], 5)
+    rows, columns, values = (np.concatenate(part) for part in zip(
+        *synthesize(SHAPE, bounds, rank=3, observations=5000), strict=True
+    ))  # fmt: skip
+    values[7] += 1e-6
+    parts = split((rows, columns, values), bounds)
+    return write_shards(tmp_path_factory.mktemp("other"), parts, shape=SHAPE, bounds=bounds).folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "changed", "message"),
+    [
+        ("data", ["--depth", 4], "were written with depth=3, now it is 4"),
+        ("data", ["--learning-rate", 0.001], "now it is 0.001"),
+        ("data", ["--alpha", 2], "were written with alpha=1.0, now it is 2.0"),
+        ("other_data", [], "were written with data="),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings_or_data(request, uninterrupted, folder, changed, message):
+    _, run = uninterrupted
+    before = sorted(run.iterdir())
+    with Command("train", request.getfixturevalue(folder), run, *SETTINGS, *changed) as started:
         code, _, error = started.end()
     assert code == command.BAD_INPUT
-    assert "were written with depth=3, now it is 4" in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
+    assert sorted(run.iterdir()) == before
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_last_finite_state(data, tmp_path, x64):

@@ -126,7 +126,8 @@ def _block(matrix: Any, size: str) -> np.ndarray:
     inside = (matrix.row < shape[0]) & (matrix.col < shape[1])
     places = matrix.row[inside], matrix.col[inside]
     values = matrix.data[inside].astype(np.float64)
-    return np.asarray(scipy.sparse.coo_array((values, places), shape).toarray())
+    block: Any = scipy.sparse.coo_array((values, places), shape)
+    return block.toarray()
 
 
 def _cut(shape: tuple[int, ...], kept: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowdim_jax._reading import because, named
 from lowdim_jax._tracing import as_array
 from lowdim_jax.descent import DescentState
 from lowdim_jax.networks import Weights
@@ -82,7 +83,14 @@ class Checkpoints:
     def _load(self, **item):
         """One item of the newest checkpoint."""
         (name,) = item
-        return self._manager.restore(self._newest(), args=self._ocp.args.Composite(**item))[name]
+        step = self._newest()
+        try:
+            return self._manager.restore(step, args=self._ocp.args.Composite(**item))[name]
+        except Exception as error:  # what is not whole raises errors of orbax, JSON and files
+            folder = named(str(self._manager.directory))
+            raise ValueError(
+                f"the checkpoint of step {step} in {folder} cannot be read: {because(error)}"
+            ) from error
 
     def _newest(self) -> int:
         if self.latest is None:

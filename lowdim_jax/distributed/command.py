@@ -16,7 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
+from lowdim_jax._reading import because
+from lowdim_jax._triplets import checked_triplets, merged
+from lowdim_jax.distributed.rendezvous import Missing, meet, parse
 from lowdim_jax.distributed.shards import (
+    Shards,
     even_bounds,
     open_shards,
     read_entries,
@@ -27,6 +33,8 @@ from lowdim_jax.distributed.shards import (
 
 OK, DIVERGED, BAD_INPUT, LOST, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit codes of the command and of the processes that train."""
+OWN = ("folder", "checkpoints", "process_id", "coordinator", "timeout", "processes", "command")
+"""Options in which processes may differ; all others have to be the same."""
 NOT_FOR_WORKERS = ("command", "processes", "coordinator", "num_processes", "process_id")
 GRACE = 5.0
 """Seconds beyond the timeout after which processes that outlive a lost one are killed."""
@@ -38,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except (ValueError, OSError) as error:
-        print(f"lowdim_jax.distributed: error: {error}", file=sys.stderr)
+        said = because(error, 400) if isinstance(error, OSError) else error
+        print(f"lowdim_jax.distributed: error: {said}", file=sys.stderr)
         return BAD_INPUT
+    except Missing as error:
+        print(f"lowdim_jax.distributed: error: {error}; nothing was started", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         print("lowdim_jax.distributed: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -101,15 +113,15 @@ def _synthesize(arguments: argparse.Namespace) -> int:
 
 
 def _shard(arguments: argparse.Namespace) -> int:
-    entries = read_entries(Path(arguments.file))
-    shape = tuple(int(index.max()) + 1 for index in entries[:2])
+    entries, shape = checked_triplets(*read_entries(Path(arguments.file)), double=True)
+    entries = merged(entries, shape, "raise")
     bounds = even_bounds(shape[0], arguments.shards)
     write_shards(arguments.folder, split(entries, bounds), shape=shape, bounds=bounds)
     return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    open_shards(arguments.folder)  # a wrong name is found out before processes start
+    shards = open_shards(arguments.folder)  # a wrong name is found out before processes start
     here, count, own = arguments.processes, arguments.num_processes, arguments.process_id
     by_hand = (arguments.coordinator, count, own)
     if here is not None and by_hand != (None,) * 3:
@@ -122,12 +134,25 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError(f"process-id={own} of {count} processes, expected 0 ≤ process-id < num-processes")
     count = count or here or 1
     processes = range(count) if own is None else [own]
+    for name, value in (("timeout", arguments.timeout), ("check-every", arguments.check_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}, expected at least 1")
     coordinator = arguments.coordinator or f"localhost:{_free_port()}"
+    parse(coordinator)
+    if own is not None and count > 1:
+        meet(coordinator, own, count, _card(arguments, shards), arguments.timeout)
     settings = {name: value for name, value in vars(arguments).items() if name not in NOT_FOR_WORKERS}
     workers = [
         {"process_id": k, "num_processes": count, "coordinator": coordinator, **settings} for k in processes
     ]
     return _supervise(workers, arguments)
+
+
+def _card(arguments: argparse.Namespace, shards: Shards) -> dict:
+    """What all processes of a run have to agree on: settings, data, precision and JAX's version."""
+    settings = {name: value for name, value in vars(arguments).items() if name not in OWN}
+    x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    return {**settings, "shape": list(shards.shape), "data": shards.data, "x64": x64, "jax": jax.__version__}
 
 
 def _supervise(workers: list[dict], arguments: argparse.Namespace) -> int:
@@ -153,9 +178,9 @@ def _supervise(workers: list[dict], arguments: argparse.Namespace) -> int:
         return DIVERGED if bad else OK
     told = [process for process, code in bad if code == BAD_INPUT]
     if told:
-        *_, last = (logs / f"{told[0]}.log").read_text("utf-8").splitlines()
+        lines = (logs / f"{told[0]}.log").read_text("utf-8", errors="replace").splitlines()
         shutil.rmtree(logs)
-        raise ValueError(last)
+        raise ValueError(lines[-1] if lines else f"process {told[0]} refused its input")
     text = _what_happened(bad, Path(arguments.checkpoints))
     print(f"lowdim_jax.distributed: error: {text} (details: {logs})", file=sys.stderr)
     return LOST

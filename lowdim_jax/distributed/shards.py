@@ -1,18 +1,25 @@
 """Observed entries in files by ranges of rows, so that a process reads those of its own rows only."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
+
+from lowdim_jax._arrays import as_shape
+from lowdim_jax._reading import because, named, regular_file
 
 INDEX = "shards.json"
 
 Entries = tuple[np.ndarray, ...]
 """Rows, columns and values."""
+MOST_PACKED = 1200
+"""Times that an archive can be smaller than what is in it: more than that, its sizes are wrong."""
+AT_ONCE = 2**20
+"""Entries that are hashed together."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,19 @@ class Shards:
         `(d_out, d_in)` of the whole matrix.
     bounds
         File `k` has the rows from `bounds[k]` to `bounds[k + 1]`.
+    fingerprints
+        `fingerprint` of each file's entries, when they were written.
     """
 
     folder: Path
     shape: tuple[int, int]
     bounds: tuple[int, ...]
+    fingerprints: tuple[int, ...]
+
+    @property
+    def data(self) -> str:
+        """Fingerprint of all entries, however they are cut into files."""
+        return f"{sum(self.fingerprints) % 2**64:016x}"
 
     def file(self, number: int) -> Path:
         """File of a range of rows."""
@@ -43,12 +58,15 @@ class Shards:
         Raises
         ------
         ValueError
-            If a file cannot be read, or is not one of rows, columns and values.
+            If a file cannot be read, is not one of rows, columns and values, or is not the one that was
+            written.
         """
         parts: list[Entries] = []
         for number, (start, stop) in enumerate(pairwise(self.bounds)):
             if max(start, rows.start) < min(stop, rows.stop):
                 entries = read_entries(self.file(number))
+                if fingerprint(entries) != self.fingerprints[number]:
+                    raise ValueError(f"{named(self.file(number))} is not what {INDEX} was written for")
                 inside = (entries[0] >= rows.start) & (entries[0] < rows.stop)
                 parts.append(entries if inside.all() else tuple(part[inside] for part in entries))
         if not parts:
@@ -60,23 +78,72 @@ def open_shards(folder: str | Path, /) -> Shards:
     """The shards in a folder; `ValueError` if it has none."""
     folder = Path(folder)
     try:
+        regular_file(folder / INDEX, INDEX)
         index = json.loads((folder / INDEX).read_text("utf-8"))
-        d_out, d_in = index["shape"]
-        return Shards(folder, (d_out, d_in), tuple(index["bounds"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(folder)!r} is not a folder of shards: {error}") from error
+        shape, bounds = as_shape("shape", index["shape"]), tuple(index["bounds"])
+        prints = tuple(int(text, 16) for text in index.get("fingerprints", ()))
+        if not (bounds[0] == 0 and bounds[-1] == shape[0] and all(a < b for a, b in pairwise(bounds))):
+            raise ValueError(f"its bounds do not cut {shape[0]} rows")
+        if len(prints) != len(bounds) - 1:
+            raise ValueError("it has no fingerprints of its files: write it anew")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{named(folder)} is not a folder of shards: {because(error)}") from error
+    return Shards(folder, shape, bounds, prints)
 
 
 def write_shards(folder: str | Path, parts: Iterable[Entries], /, *, shape, bounds) -> Shards:
-    """Write one file after the other; the index last, so that an unfinished folder is not taken for whole."""
-    shards = Shards(Path(folder), (int(shape[0]), int(shape[1])), tuple(map(int, bounds)))
-    shards.folder.mkdir(parents=True, exist_ok=True)
-    (shards.folder / INDEX).unlink(missing_ok=True)
-    for number, (rows, columns, values) in enumerate(parts):
-        np.savez(shards.file(number), rows=rows, columns=columns, values=values)
-    index = {"shape": shards.shape, "bounds": shards.bounds}
-    (shards.folder / INDEX).write_text(json.dumps(index), "utf-8")
-    return shards
+    """Write one file after the other, then the index; what was there before stays until all is written.
+
+    Raises
+    ------
+    ValueError
+        If something cannot be written: nothing of it is left then.
+    """
+    folder, shape, bounds = Path(folder), as_shape("shape", shape), tuple(map(int, bounds))
+    written, prints = [], []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (rows, columns, values) in enumerate(parts):
+            written.append(folder / f".{number:05d}.{os.getpid()}.npz")
+            np.savez(written[-1], rows=rows, columns=columns, values=values)
+            prints.append(fingerprint((rows, columns, values)))
+        shards = Shards(folder, shape, bounds, tuple(prints))
+        index = {"shape": shape, "bounds": bounds, "fingerprints": [f"{number:016x}" for number in prints]}
+        written.append(folder / f".{INDEX}.{os.getpid()}")
+        written[-1].write_text(json.dumps(index), "utf-8")
+        (folder / INDEX).unlink(missing_ok=True)  # from here on, until the last line, there is no set
+        for number in range(len(prints)):
+            written[number].replace(shards.file(number))
+        written[-1].replace(folder / INDEX)
+        return shards
+    except OSError as error:
+        raise ValueError(f"{named(folder)} cannot be written to: {because(error)}") from error
+    finally:
+        for path in written:
+            path.unlink(missing_ok=True)
+
+
+def fingerprint(entries: Entries, /) -> int:
+    """A number of 64 bits that differs, but for chance, where some entry does; in any order of entries.
+
+    The sum of a mixed number for each entry (Steele, Lea and Flood 2014), so that fingerprints of parts
+    add up to that of the whole.
+    """
+    total = 0
+    for start in range(0, len(entries[0]), AT_ONCE):
+        rows, columns, values = (part[start : start + AT_ONCE] for part in entries)
+        mixed = _mix(rows.astype(np.uint64))
+        mixed = _mix(mixed + columns.astype(np.uint64))
+        mixed = _mix(mixed ^ values.astype(np.float64).view(np.uint64))
+        total += int(np.sum(mixed, dtype=np.uint64))
+    return total % 2**64
+
+
+def _mix(number: np.ndarray) -> np.ndarray:
+    number = number + np.uint64(0x9E3779B97F4A7C15)
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
 
 
 def split(entries: Entries, bounds: tuple[int, ...], /) -> Iterator[Entries]:
@@ -115,8 +182,12 @@ def even_bounds(length: int, parts: int, /) -> tuple[int, ...]:
 
 def read_entries(path: Path, /) -> Entries:
     """Arrays `rows`, `columns` and `values` of an `.npz` file; `ValueError` if it has no such arrays."""
+    what = named(path)
     try:
+        size = regular_file(path, what)
         with np.load(path, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > MOST_PACKED * size:
+                raise ValueError("it unpacks to far more than it holds")
             return file["rows"], file["columns"], file["values"]
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} has no arrays rows, columns and values: {error}") from error
+    except Exception as error:  # archives raise errors of zip, zlib, LZMA and NumPy
+        raise ValueError(f"{what} has no arrays rows, columns and values: {because(error)}") from error

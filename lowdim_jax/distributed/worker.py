@@ -24,8 +24,12 @@ from lowdim_jax.recovery import EDGE_FRACTION, START
 from lowdim_jax.theory import edge_of_stability
 
 CRASHED = 70
-RUN = ("shape", "count", "depth", "rank", "alpha", "scale", "learning_rate", "check_every")
+RUN = ("shape", "count", "data", "dtype", "depth", "rank", "alpha", "scale", "learning_rate", "check_every")
 """What a run depends on: that of its checkpoint and that of the command have to be the same."""
+CHOSEN = ("scale", "learning_rate")
+"""Of these, what has a default that depends on the data."""
+ARRIVAL = 60
+"""Seconds that processes which have met may take to start, at least."""
 
 
 def main() -> None:
@@ -61,6 +65,7 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
             settings["coordinator"],
             processes,
             process,
+            initialization_timeout=max(settings["timeout"], ARRIVAL),
             heartbeat_timeout_seconds=settings["timeout"],
             shutdown_timeout_seconds=settings["timeout"],
         )
@@ -74,7 +79,7 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
     )
     del entries
     checkpoints = Checkpoints(settings["checkpoints"])
-    state, run, optimizer = _start(problem, settings, checkpoints)
+    state, run, optimizer = _start(problem, {**settings, "data": shards.data}, checkpoints)
 
     def check(state: DescentState) -> None:
         step, loss = int(state.step), float(state.loss)
@@ -108,13 +113,15 @@ def _start(problem: ShardedCompletion, settings: dict, checkpoints: Checkpoints)
     """State to go on from, what is written into checkpoints beside it, and the optimizer."""
     depth, rank, alpha = settings["depth"], settings["rank"], settings["alpha"]
     resumed = checkpoints.latest is not None
-    run = checkpoints.settings() if resumed else _new_run(problem, settings)
-    now = {**settings, "shape": list(problem.shape), "count": problem.count}
+    now = {**settings, "shape": list(problem.shape), "count": problem.count, "dtype": str(problem.dtype)}
+    run = checkpoints.settings() if resumed else _new_run(problem, now)
     for name in RUN:
-        if now[name] is not None and run[name] != now[name]:
+        by_default = now[name] is None and name not in run.get("given", ())
+        if not by_default and run.get(name) != now[name]:
+            value = "the default" if now[name] is None else now[name]
             raise ValueError(
-                f"the checkpoints in {settings['checkpoints']!r} were written with {name}={run[name]}, "
-                f"now it is {now[name]}"
+                f"the checkpoints in {settings['checkpoints']!r} were written with {name}={run.get(name)}, "
+                f"now it is {value}"
             )
     if resumed:
         widths = compressed_widths(*problem.shape, depth=depth, rank=rank)
@@ -129,14 +136,15 @@ def _start(problem: ShardedCompletion, settings: dict, checkpoints: Checkpoints)
 
 def _new_run(problem: ShardedCompletion, settings: dict) -> dict:
     """All that a run depends on, with the defaults of `fit`, and its history of losses."""
-    run = {**settings, "shape": list(problem.shape), "count": problem.count, "losses": []}
+    given = [name for name in CHOSEN if settings[name] is not None]
+    run = {**settings, "given": given, "losses": []}
     top = float(problem.surrogate_svd(run["rank"]).singular_values[0])
     if run["scale"] is None:
         run["scale"] = (START * top) ** (1 / run["depth"])
     if run["learning_rate"] is None:
         edge = edge_of_stability(top, depth=run["depth"], alpha=run["alpha"])
         run["learning_rate"] = EDGE_FRACTION * float(edge)
-    return {name: run[name] for name in (*RUN, "losses")}
+    return {name: run[name] for name in (*RUN, "given", "losses")}
 
 
 def _own_output() -> Callable[[str], None]:
