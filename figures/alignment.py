@@ -12,43 +12,23 @@ eigenvector of `Φ Rᵀ + R Φᵀ` (dashed). In a wide network that lies halfway
 is spared.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import lowdim_jax as ld
 from figures import runs, style
-
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "depth": 3,
-        "epsilon": 0.03,
-        "learning_rate": 2e-3,
-        "steps": 2500,
-        "record_every": 10,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "learning_rate": 3e-4,
-        "steps": 27000,
-        "record_every": 200,
-        "seed": 0,
-    },
-}
+from figures.protocol import Arrays, Settings
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Alignments `(n,)` of the outer layers, relative gaps of their singular values, and `σ_1`."""
     target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
     start = runs.original(settings)
 
-    def observe(weights):
+    def observe(weights: ld.Weights) -> dict[str, jax.Array]:
         last = ld.spectra.network_svd(weights[-1:])
         first = ld.spectra.network_svd(weights[:1])
         return {
@@ -67,7 +47,7 @@ def compute(settings):
         observe=observe,
         throw=True,
     )
-    rotation = ld.end_to_end(start) / settings["epsilon"] ** settings["depth"]
+    rotation = ld.end_to_end(start) / settings["scale"] ** settings["depth"]
     tilt = target.dense() @ rotation.T
     leading = jnp.linalg.eigh(tilt + tilt.T)[1][:, -1]
     mirrored = rotation.T @ leading  # the same vector, seen from the input
@@ -80,7 +60,7 @@ def compute(settings):
     }
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Alignment on the left, what the network has learned meanwhile on the right."""
     iteration = arrays["iteration"][1:]
     figure = style.new_figure(height=3.4)

@@ -13,48 +13,21 @@ horizontal line is the original network at the same `η` with `α = 1`, as in th
 """
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 3,
-        "observed": 0.5,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 0.03,
-        "alphas": [0.5, 10.0, 0.25],
-        "learning_rate": 2e-3,
-        "edge_fraction": 0.5,
-        "steps": 20000,
-        "tolerance": 1e-5,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 5,
-        "observed": 0.2,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "alphas": [0.5, 10.0, 0.25],
-        "learning_rate": 1e-3,
-        "edge_fraction": 0.5,
-        "steps": 60000,
-        "tolerance": 1e-6,
-        "seed": 0,
-    },
-}
 RULES = ("fixed", "edge")
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Iterations and recovery errors `(alphas,)` by rule, those of the original, and seconds an iteration."""
     problem = runs.problem_of(runs.separated_target(settings), settings)
     alpha = np.arange(*settings["alphas"])
@@ -75,10 +48,12 @@ def compute(settings):
     return arrays
 
 
-def _sweep(problem, starts, optimizer, settings):
+def _sweep(
+    problem: Any, starts: ld.Weights, optimizer: Any, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Iterations to the tolerance and recovery errors then, `(runs,)`, and seconds an iteration."""
 
-    def sweep(steps):
+    def sweep(steps: int):
         return ld.sweep(problem.loss, starts, optimizer, steps=steps, tolerance=settings["tolerance"])
 
     sweep(1)  # compiles
@@ -92,7 +67,7 @@ def _sweep(problem, starts, optimizer, settings):
     return ends.steps, np.asarray(errors), seconds
 
 
-def _rates(edge, settings):
+def _rates(edge: np.ndarray, settings: Settings) -> Arrays:
     """Learning rates `(alphas,)` by rule: one for every α, and a fraction of each α's own edge."""
     return {
         "fixed": np.full(len(edge), settings["learning_rate"]),
@@ -100,7 +75,7 @@ def _rates(edge, settings):
     }
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Iterations against α, with seconds on the right; the same in units of each α's own edge."""
     figure = style.new_figure(height=3.5)
     cost, scaled = figure.subplots(1, 2, width_ratios=(1.3, 1))

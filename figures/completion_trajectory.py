@@ -14,48 +14,21 @@ own edge.
 Seconds are the number of iterations times the time of one, measured over a short run without compilation.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from matplotlib.figure import Figure
 
 import lowdim_jax as ld
 from figures import runs, style, trajectories
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "ranks": [2, 4],
-        "observed": 0.5,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 0.03,
-        "alphas": [1.0, 5.0],
-        "learning_rate": 2e-3,
-        "steps": [3500, 6000],
-        "record_every": 5,
-        "timed_steps": 500,
-        "repeats": 5,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "ranks": [5, 10],
-        "observed": 0.3,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "alphas": [1.0, 5.0],
-        "learning_rate": 1e-3,
-        "steps": [15000, 23000],
-        "record_every": 10,
-        "timed_steps": 500,
-        "repeats": 5,
-        "seed": 0,
-    },
-}
 STROKES = ((0, (1.5, 1.2)), "-")
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Errors `(n,)` and seconds an iteration of both networks, `r5_alpha1_original` and so on."""
     arrays = {}
     for r, steps in zip(settings["ranks"], settings["steps"], strict=True):
@@ -69,24 +42,24 @@ def compute(settings):
     return arrays
 
 
-def _unobserved_error(problem, weights):
+def _unobserved_error(problem: Any, weights: ld.Weights) -> jax.Array:
     """`‖P_Ωᶜ(W − Φ)‖_F / ‖P_Ωᶜ(Φ)‖_F`, relative error on the entries that were not observed."""
     truth = problem.truth.dense()
     missed = jnp.where(problem.mask, 0, ld.end_to_end(weights) - truth)
     return jnp.linalg.norm(missed) / jnp.linalg.norm(jnp.where(problem.mask, 0, truth))
 
 
-def select(arrays, r, alpha):
+def select(arrays: Arrays, r: int, alpha: float) -> Arrays:
     """The arrays of one rank and one α, under names without them."""
     prefix = _prefix(r, alpha)
     return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
-def _prefix(r, alpha):
+def _prefix(r: int, alpha: float) -> str:
     return f"r{r}_alpha{alpha:g}_"
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """A row a rank; error against iterations, and against seconds."""
     ranks = settings["ranks"]
     figure = style.new_figure(height=0.6 + 2.4 * len(ranks))

@@ -7,9 +7,13 @@ exact reduction (3.2), with `d = 4`: the bulk does not act on the rest, whatever
 compressed network's time is the exact one of 2.2.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy.optimize import brentq
@@ -17,34 +21,20 @@ from scipy.special import expi
 
 import lowdim_jax as ld
 from figures import style
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "epsilons": {"3": [0.1, 0.01, 0.001], "4": [0.1, 0.03, 0.01], "5": [0.1, 0.05, 0.03]},
-        "rtol": 1e-8,
-    },
-    "paper": {
-        "epsilons": {
-            "3": [0.1, 0.03, 0.01, 0.003, 0.001, 0.0001],
-            "4": [0.2, 0.1, 0.05, 0.02, 0.01],
-            "5": [0.2, 0.13, 0.08, 0.05, 0.03],
-            "6": [0.2, 0.15, 0.1, 0.07, 0.05],
-        },
-        "rtol": 1e-10,
-    },
-}
 SIGMA = 1.0  # sets the unit of time only
 RECORDS = 100
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """For each depth `L`: half times `(n,)` of both networks, their ratio, and its limit `κ_L`."""
     axes = jnp.eye(4)
     target = ld.LowRank(axes[:, :1], jnp.array([SIGMA]), axes[:, 1:2])
     arrays = {}
-    for depth, epsilons in ((int(key), value) for key, value in settings["epsilons"].items()):
+    for depth, scales in ((int(key), value) for key, value in settings["scales"].items()):
         original, compressed = [], []
-        for scale in epsilons:
+        for scale in scales:
             wait = compressed_half_time(depth=depth, scale=scale)
             reduction = ld.reduce_identity(target, depth=depth, scale=scale)
             compressed.append(wait)
@@ -52,7 +42,7 @@ def compute(settings):
                 half_time(reduction.problem.loss, reduction.layers, within=2 * wait, rtol=settings["rtol"])
             )
         arrays |= {
-            f"L{depth}_epsilon": np.array(epsilons),
+            f"L{depth}_scale": np.array(scales),
             f"L{depth}_original": np.array(original),
             f"L{depth}_compressed": np.array(compressed),
             f"L{depth}_ratio": np.array(original) / np.array(compressed),
@@ -61,14 +51,14 @@ def compute(settings):
     return {**arrays, "limit": np.array(brentq(lambda ratio: expi(np.log(ratio)), 1.1, 2.0))}
 
 
-def compressed_half_time(*, depth, scale):
+def compressed_half_time(*, depth: int, scale: float) -> float:
     """Time after which the compressed network has half its initial squared error."""
     start = scale**depth
     level = SIGMA - (SIGMA - start) / 2**0.5
     return float(ld.theory.mode_time(level, SIGMA, depth=depth, scale=scale))
 
 
-def half_time(loss, weights, *, within, rtol):
+def half_time(loss: Callable[[Any], Any], weights: Any, *, within: float, rtol: float) -> float:
     """Time at which gradient flow has halved the loss; each pass starts at the last record before."""
     start, half = 0.0, float(loss(weights)) / 2
     while within > rtol * start:
@@ -90,24 +80,25 @@ def half_time(loss, weights, *, within, rtol):
     return start + within / 2
 
 
-def _itself(weights):
+def _itself(weights: Any) -> Any:
     return weights
 
 
-def predicted_ratio(depth):
+def predicted_ratio(depth: int) -> float:
     """`κ_L` of docs/theory.md 3.7."""
     powers = np.arange(2 - depth % 2, depth - 1, 2)
 
-    def condition(k):
+    def condition(k: float) -> float:
         series = np.sum(k**powers / powers)
         return (np.arctanh(1 / k) if depth % 2 else -np.log(k**2 - 1) / 2) - series
 
-    return brentq(condition, 1 + 1e-9, 2.0, xtol=1e-15) ** (depth - 2)
+    root = brentq(condition, 1 + 1e-9, 2.0, xtol=1e-15)
+    return float(np.asarray(root)) ** (depth - 2)
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """The ratio against depth, and how it is approached as `ε` falls."""
-    depths = [int(key) for key in settings["epsilons"]]
+    depths = [int(key) for key in settings["scales"]]
     colours = dict(zip(depths, style.shades(style.ORIGINAL, len(depths)), strict=True))
     figure = style.new_figure(height=3.6)
     ratio, approach = figure.subplots(1, 2)
@@ -121,7 +112,7 @@ def plot(arrays, settings):
         textcoords="offset points",
         ha="right",
     )
-    ratio.plot(many, [predicted_ratio(depth) for depth in many], **style.PREDICTED, marker="x")
+    ratio.plot(many, [predicted_ratio(int(depth)) for depth in many], **style.PREDICTED, marker="x")
     for depth in depths:
         found = arrays[f"L{depth}_ratio"][-1]
         ratio.plot(depth, found, "o", color=colours[depth], markersize=8, zorder=1.5)
@@ -135,11 +126,11 @@ def plot(arrays, settings):
     ratio.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     for depth in depths:
-        epsilon = arrays[f"L{depth}_epsilon"]
+        scale = arrays[f"L{depth}_scale"]
         gap = np.abs(arrays[f"L{depth}_ratio"] - arrays[f"L{depth}_predicted"])
-        slope = gap[-1] * (epsilon / epsilon[-1]) ** (depth - 2)
-        approach.plot(epsilon, slope, color="#999999", linewidth=0.9)
-        approach.plot(epsilon, gap, "o", color=colours[depth], markersize=7)
+        slope = gap[-1] * (scale / scale[-1]) ** (depth - 2)
+        approach.plot(scale, slope, color="#999999", linewidth=0.9)
+        approach.plot(scale, gap, "o", color=colours[depth], markersize=7)
     approach.set(
         xscale="log",
         yscale="log",

@@ -21,44 +21,17 @@ compilation; the loss is formed densely for all networks.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import lowdim_jax as ld
 from figures import runs, style, trajectories
-
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 0.03,
-        "learning_rate": 4e-3,
-        "steps": 2500,
-        "record_every": 5,
-        "timed_steps": 1000,
-        "repeats": 2,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "learning_rate": 2e-3,
-        "steps": 9000,
-        "record_every": 10,
-        "timed_steps": 1000,
-        "repeats": 2,
-        "seed": 0,
-    },
-}
+from figures.protocol import Arrays, Settings
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Recovery errors `(n,)` of four networks, seconds an iteration, and the prediction."""
     d, r, depth = settings["d"], settings["r"], settings["depth"]
-    scale, rate = settings["epsilon"], settings["learning_rate"]
+    scale, rate = settings["scale"], settings["learning_rate"]
     rank = settings["factor"] * r
     target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
@@ -79,7 +52,7 @@ def compute(settings):
     return {**arrays, "predicted": np.asarray(error)}
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels, error against iterations and against seconds."""
     r, rank = settings["r"], settings["factor"] * settings["r"]
     lines = {

@@ -10,50 +10,28 @@ away from both its neighbours'. Two components beyond the target's rank are draw
 zero, so they have no alignment.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "factor": 2,
-        "extra": 2,
-        "depth": 3,
-        "epsilon": 0.03,
-        "learning_rate": 4e-3,
-        "steps": 1800,
-        "record_every": 20,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "factor": 2,
-        "extra": 2,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "learning_rate": 2e-3,
-        "steps": 8000,
-        "record_every": 80,
-        "seed": 0,
-    },
-}
 GAP = 0.05
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Singular values `(n, r + extra)` and alignments `(n, r)` of both networks."""
     target = runs.separated_target(settings)
     problem = runs.problem_of(target, settings)
     shown = settings["r"] + settings["extra"]
 
-    def observe(weights):
+    def observe(weights: ld.Weights):
         parts = ld.spectra.alignment(weights, target)
         return ld.spectra.singular_values(weights, rank=shown), parts.left, parts.right
 
@@ -66,7 +44,7 @@ def compute(settings):
     return arrays
 
 
-def distinct(arrays, name):
+def distinct(arrays: Arrays, name: str) -> np.ndarray:
     """Whether `σ_i` is away from its neighbours, so that it has vectors of its own, `(n, r)`."""
     r = len(arrays["targets"])
     values = arrays[f"{name}_values"]
@@ -74,7 +52,7 @@ def distinct(arrays, name):
     return below & np.pad(below[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Surfaces over component and iteration, one strip a component."""
     r = settings["r"]
     figure = style.new_figure(height=6.2)
@@ -116,7 +94,7 @@ def plot(arrays, settings):
     return figure
 
 
-def _strips(axes, iteration, heights, top, colour):
+def _strips(axes: Any, iteration: np.ndarray, heights: np.ndarray, top: float, colour: str) -> None:
     ramp = LinearSegmentedColormap.from_list("height", [style.shades(colour, 9)[-1], colour])
     for i in range(heights.shape[1]):  # far to near
         z = heights[:, i]

@@ -8,36 +8,5 @@ components turn once more when later ones are learned.
 
 from figures import incremental_learning
 
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "observed": 0.5,
-        "factor": 2,
-        "extra": 2,
-        "depth": 3,
-        "epsilon": 0.03,
-        "alpha": 5.0,
-        "learning_rate": 2e-3,
-        "steps": 1600,
-        "record_every": 20,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "observed": 0.3,
-        "factor": 2,
-        "extra": 2,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "alpha": 5.0,
-        "learning_rate": 1e-3,
-        "steps": 6000,
-        "record_every": 60,
-        "seed": 0,
-    },
-}
-
 compute = incremental_learning.compute
 plot = incremental_learning.plot

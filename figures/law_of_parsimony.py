@@ -10,43 +10,20 @@ All singular values are equal at `t = 0`, so singular vectors are arbitrary ther
 are compared with those after the first iteration.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
 from figures import runs, style
-
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "depth": 3,
-        "layer": 1,
-        "epsilon": 0.3,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.3,
-        "steps": 2500,
-        "record_every": 25,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "depth": 3,
-        "layer": 1,
-        "epsilon": 0.3,
-        "learning_rate": 2e-4,
-        "weight_decay": 0.5,
-        "steps": 8000,
-        "record_every": 40,
-        "seed": 0,
-    },
-}
+from figures.protocol import Arrays, Settings
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Singular values measured and predicted, angles of the bulk and of the leading `r` vectors."""
     r, number = settings["r"], settings["layer"]
     target = runs.separated_target(settings)
@@ -58,7 +35,7 @@ def compute(settings):
         "right": _complement(reduction.bases[number - 1]),
     }
 
-    def observe(weights):
+    def observe(weights: ld.Weights) -> dict[str, jax.Array]:
         left, values, right = jnp.linalg.svd(weights[number - 1])
         vectors = {"left": left, "right": right.T}
         return {
@@ -70,7 +47,7 @@ def compute(settings):
             },
         }
 
-    def observe_reduced(layers):
+    def observe_reduced(layers: Any) -> dict[str, jax.Array]:
         core, bulk, _ = layers[number - 1]
         return {"core": jnp.linalg.svd(core, compute_uv=False), "bulk": bulk}
 
@@ -93,18 +70,18 @@ def compute(settings):
     }
 
 
-def _complement(basis):
+def _complement(basis: jax.Array) -> jax.Array:
     full, _ = jnp.linalg.qr(basis, mode="complete")
     return full[:, basis.shape[1] :]
 
 
-def _angle(vectors, reference):
+def _angle(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Angles between unit columns up to sign; exact for small ones, unlike the arc cosine."""
     apart, to_mirrored = (np.linalg.norm(vectors - sign * reference, axis=-2) for sign in (1, -1))
     return 2 * np.arcsin(np.minimum(apart, to_mirrored) / 2)
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Singular values, the same over `ρ`, and how far singular vectors have turned."""
     d, r, number = settings["d"], settings["r"], settings["layer"]
     iteration, values, bulk = arrays["iteration"], arrays["values"], arrays["predicted_bulk"]

@@ -10,43 +10,16 @@ descent at `rates` times the edge of stability.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 import lowdim_jax as ld
 from figures import style
-
-SETTINGS = {
-    "small": {
-        "d": 20,
-        "targets": [8.0, 5.0, 3.0],
-        "epsilons": {
-            "2": [0.001, 0.01, 0.1, 0.4],
-            "3": [0.02, 0.05, 0.15, 0.4],
-            "4": [0.06, 0.1, 0.2, 0.4],
-        },
-        "rates": {"2": 0.01, "3": 0.05, "4": 0.1},
-        "records": 1000,
-        "level": 0.5,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "targets": [10.0, 7.0, 5.0, 3.5],
-        "epsilons": {
-            "2": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3],
-            "3": [0.003, 0.01, 0.03, 0.1, 0.2, 0.4],
-            "4": [0.03, 0.05, 0.08, 0.13, 0.22, 0.4],
-        },
-        "rates": {"2": 0.01, "3": 0.05, "4": 0.1},
-        "records": 1000,
-        "level": 0.5,
-        "seed": 0,
-    },
-}
+from figures.protocol import Arrays, Settings
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """For each depth `L`: `ε`, times `(n, r)` to `level · σ*_i` measured, exact and by the law."""
     values = jnp.asarray(settings["targets"])
     level = settings["level"]
@@ -54,10 +27,10 @@ def compute(settings):
     target = ld.random_target(jax.random.key(settings["seed"]), shape, values)
     problem = ld.factorization(target.dense())
     arrays = {"targets": np.asarray(values)}
-    for depth, epsilons in ((int(key), value) for key, value in settings["epsilons"].items()):
-        rate = settings["rates"][str(depth)] * problem.stable_learning_rate(depth=depth)
+    for depth, scales in ((int(key), value) for key, value in settings["scales"].items()):
+        rate = settings["edge_fractions"][str(depth)] * problem.stable_learning_rate(depth=depth)
         measured = []
-        for scale in epsilons:
+        for scale in scales:
             last = ld.theory.mode_time(level * values, values, depth=depth, scale=scale)[-1]
             record_every = int(np.ceil(1.1 * last / rate / settings["records"]))
             trajectory = ld.gradient_descent(
@@ -71,7 +44,7 @@ def compute(settings):
             )
             times = ld.spectra.crossing_time(trajectory.t, trajectory.observed, level * values)
             measured.append(rate * times)
-        fine = jnp.geomspace(epsilons[0], epsilons[-1], 60)[:, None]
+        fine = jnp.geomspace(scales[0], scales[-1], 60)[:, None]
         exact = ld.theory.mode_time(
             level * values[None, :], values[None, :], depth=depth, scale=fine
         )
@@ -82,10 +55,10 @@ def compute(settings):
             level * values[None, :],
             values[None, :],
             depth=depth,
-            scale=jnp.asarray(epsilons)[:, None],
+            scale=jnp.asarray(scales)[:, None],
         )
         for name, array in {
-            "epsilon": epsilons,
+            "scale": scales,
             "measured": jnp.stack(measured),
             "predicted": at_runs,
             "fine": fine[:, 0],
@@ -96,19 +69,19 @@ def compute(settings):
     return arrays
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """One panel a depth, `t_i σ*_i` against `ε`."""
     targets = arrays["targets"]
     figure = style.new_figure(height=3.5)
-    depths = list(settings["epsilons"])
+    depths = list(settings["scales"])
     colours = style.shades(style.COMPRESSED, len(targets))
     for axes, depth in zip(figure.subplots(1, len(depths)), depths, strict=True):
-        fine, epsilon = arrays[f"L{depth}_fine"], arrays[f"L{depth}_epsilon"]
+        fine, scale = arrays[f"L{depth}_fine"], arrays[f"L{depth}_scale"]
         for i, (value, colour) in enumerate(zip(targets, colours, strict=True)):
             axes.plot(fine, value * arrays[f"L{depth}_law"][:, i], color="#999999", linewidth=0.9)
             axes.plot(fine, value * arrays[f"L{depth}_exact"][:, i], **style.PREDICTED)
             axes.plot(
-                epsilon,
+                scale,
                 value * arrays[f"L{depth}_measured"][:, i],
                 "o",
                 color=colour,

@@ -6,37 +6,19 @@ every optimizer whose updates rotate with the weights. Adam divides entry by ent
 control that must break it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "depth": 3,
-        "epsilon": 0.3,
-        "learning_rate": 1e-3,
-        "steps": 1500,
-        "record_every": 10,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "depth": 3,
-        "epsilon": 0.3,
-        "learning_rate": 4e-4,
-        "steps": 3000,
-        "record_every": 10,
-        "seed": 0,
-    },
-}
 OPTIMIZERS = {
     "plain": lambda rate: ld.SGD(rate),
     "momentum": lambda rate: ld.SGD(rate / 10, momentum=0.9),
@@ -49,7 +31,7 @@ CONTROL = "Adam"
 EPS, UNIT = 2.0**-52, 1e-15
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """For each optimizer: differences `(n, L)` of the layers, and losses `(n,)` of both runs."""
     target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
@@ -73,15 +55,15 @@ def compute(settings):
     return arrays
 
 
-def _itself(weights):
+def _itself(weights: Any) -> Any:
     return weights
 
 
 @jax.jit
-def _differences(reduction, full, reduced):
+def _differences(reduction: Any, full: Any, reduced: Any) -> jax.Array:
     """Relative difference in every record and layer, `(n, L)`."""
 
-    def row(record):
+    def row(record: Any) -> jax.Array:
         weights, layers = record
         pairs = zip(weights, reduction.lift(layers), strict=True)
         return jnp.stack(
@@ -91,7 +73,7 @@ def _differences(reduction, full, reduced):
     return jax.lax.map(row, (full, reduced))
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Differences, a close-up of the smallest, and what the runs have learned meanwhile."""
     iteration = arrays["iteration"]
     looks = {

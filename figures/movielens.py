@@ -24,56 +24,30 @@ compilation.
 
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 from lowdim_jax import baselines, ratings
 
-SETTINGS = {
-    "small": {
-        "users": 150,
-        "items": 250,
-        "ratings": 10_000,
-        "rank": 10,
-        "depth": 3,
-        "start": 1e-4,
-        "edge_fraction": 0.5,
-        "steps": 300,
-        "record_every": 5,
-        "ridges": [0.1, 10.0],
-        "sweeps": 15,
-        "seed": 0,
-    },
-    "paper": {
-        "users": 943,
-        "items": 1682,
-        "ratings": 100_000,
-        "rank": 10,
-        "depth": 3,
-        "start": 1e-4,
-        "edge_fraction": 0.5,
-        "steps": 600,
-        "record_every": 10,
-        "ridges": [0.1, 10.0],
-        "sweeps": 25,
-        "seed": 0,
-    },
-}
 STAND_IN = "synthetic stand-in"
 
 
-def compute(settings, data=None):
+def compute(settings: Settings) -> Arrays:
     """Half the mean squared error on held-out ratings along training, and seconds an iteration."""
     with tempfile.TemporaryDirectory() as folder:
-        if data is None:
+        if not settings["data"]:
             write_stand_in(Path(folder), settings)
-        train, test = read(Path(folder) if data is None else data, settings["seed"])
-    name = STAND_IN if data is None else Path(data).resolve().name
+        train, test = read(Path(settings["data"] or folder), settings["seed"])
+    name = Path(settings["data"]).resolve().name if settings["data"] else STAND_IN
     counts = f"{train.shape[0]:,} users, {train.shape[1]:,} items, {len(train.values):,} ratings"
     effects = ratings.model_of(train, ratings.fit_effects(train))
     arrays = {
@@ -102,9 +76,8 @@ def compute(settings, data=None):
     return arrays
 
 
-def read(folder, seed):
+def read(folder: Path, seed: int) -> Sequence[ratings.Ratings]:
     """Ratings to train on and to test on, from a folder in MovieLens-100K's layout."""
-    folder = Path(folder)
     if (folder / "u1.base").exists():
         return ratings.read_ratings(folder / "u1.base", folder / "u1.test")
     if (folder / "u.data").exists():
@@ -113,7 +86,7 @@ def read(folder, seed):
     raise ValueError(f"--data {str(folder)!r} holds neither u1.base nor u.data")
 
 
-def write_stand_in(folder, settings):
+def write_stand_in(folder: Path, settings: Settings) -> None:
     """Synthetic ratings as a file `u.data`: effects, low rank and noise, of few and of many raters."""
     rng = np.random.default_rng(settings["seed"])
     shape = users, items = settings["users"], settings["items"]
@@ -128,24 +101,26 @@ def write_stand_in(folder, settings):
     (folder / "u.data").write_text("".join(lines), "utf-8")
 
 
-def masked(train):
+def masked(train: ratings.Ratings) -> Any:
     """The training ratings as a dense matrix and its mask."""
     matrix, mask = np.zeros(train.shape, np.float32), np.zeros(train.shape, bool)
     matrix[train.users, train.items], mask[train.users, train.items] = train.values, True
     return ld.completion(matrix, mask)
 
 
-def half_squared_error(test):
+def half_squared_error(test: ratings.Ratings) -> Callable[[ld.Weights], jax.Array]:
     """`½ mean (W_ij − y_ij)²` over held-out ratings, as a function of the weights."""
     users, items = jnp.asarray(test.users), jnp.asarray(test.items)
     values = jnp.asarray(test.values, jnp.float32)
     return lambda weights: jnp.mean((ld.entries(weights, users, items) - values) ** 2) / 2
 
 
-def descent(name, problem, network, rate, error, settings):
+def descent(
+    name: str, problem: Any, network: ld.Weights, rate: float, error: Callable, settings: Settings
+) -> Arrays:
     """Errors along gradient descent, and seconds a step."""
 
-    def run(steps):
+    def run(steps: int) -> ld.Trajectory:
         return ld.gradient_descent(
             problem.loss,
             network,
@@ -166,7 +141,7 @@ def descent(name, problem, network, rate, error, settings):
     }
 
 
-def alternation(name, problem, ridge, error, settings):
+def alternation(name: str, problem: Any, ridge: float, error: Callable, settings: Settings) -> Arrays:
     """Errors after each sweep of alternating minimization, and seconds a sweep."""
     error, factors, errors, seconds = jax.jit(error), None, [], []
     for _ in range(settings["sweeps"]):
@@ -181,7 +156,7 @@ def alternation(name, problem, ridge, error, settings):
     return {name: np.array(errors), f"{name}_seconds": np.array(min(seconds))}
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels, error against iterations and against seconds."""
     low, high = settings["ridges"]
     lines = {

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from matplotlib.figure import Figure
 
 from figures import style
+from figures.protocol import Arrays, Settings
 from lowdim_jax import nn
 from lowdim_jax.nn import reference
 
@@ -29,40 +31,22 @@ VARIANTS = {
     "compressed": ("compressed", True),
     "compressed_random": ("compressed", False),
 }
-SETTINGS = {
-    "small": {
-        "width": 256,
-        "rank": 20,
-        "epsilon": 0.5,
-        "rate": 0.02,
-        "steps": 240,
-        "record_every": 8,
-        "seeds": 5,
-    },
-    "paper": {
-        "width": 1024,
-        "rank": 20,
-        "epsilon": 0.5,
-        "rate": 0.02,
-        "steps": 400,
-        "record_every": 8,
-        "seeds": 10,
-    },
-}
 
 
-def compute(settings, directory=None):
+def compute(settings: Settings) -> Arrays:
     """Accuracies and seconds `(seeds, records)` of each variant."""
-    images, arrays = reference.load_images(directory), {}
+    images, arrays = reference.load_images(settings["data"] or None), {}
     for name, (head, spectral) in VARIANTS.items():
         accuracies, seconds = train(head, images, settings, rank=settings["rank"], spectral=spectral)
         arrays[name], arrays[f"{name}_seconds"] = accuracies, seconds
     return {**arrays, "iteration": np.arange(0, settings["steps"] + 1, settings["record_every"])}
 
 
-def train(head, images, settings, *, rank, spectral):
+def train(
+    head: str, images: reference.Images, settings: Settings, *, rank: int | None, spectral: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies and seconds `(seeds, records)` of one variant; compiled by a run beforehand."""
-    tx = _momentum(settings["rate"])
+    tx = _momentum(settings["learning_rate"])
     seeds = 0, *range(settings["seeds"])
     run = [_follow(head, tx, images.split(seed=seed), settings, rank, spectral, seed) for seed in seeds]
     accuracies, seconds = zip(*run[1:], strict=True)
@@ -70,20 +54,28 @@ def train(head, images, settings, *, rank, spectral):
 
 
 @cache  # one object for each rate: training compiles anew for every new optimizer
-def _momentum(rate):
+def _momentum(rate: float) -> optax.GradientTransformation:
     return optax.sgd(rate, momentum=0.9)
 
 
-def _follow(head, tx, parts, settings, rank, spectral, seed):
+def _follow(
+    head: str,
+    tx: optax.GradientTransformation,
+    parts: tuple[reference.Images, reference.Images],
+    settings: Settings,
+    rank: int | None,
+    spectral: bool,
+    seed: int,
+) -> tuple[list[float], list[float]]:
     train, test = parts
     start = time.perf_counter()
     model = reference.MLP(
         train.images.shape[1:], CLASSES, width=settings["width"], head=head, rank=rank,
-        scale=settings["epsilon"], rngs=nnx.Rngs(seed),
+        scale=settings["scale"], rngs=nnx.Rngs(seed),
     )
     if spectral:
         batch = (jnp.asarray(part[:SURROGATE_BATCH]) for part in train)
-        nn.spectral_start(model, "head.network", reference.cross_entropy, *batch, scale=settings["epsilon"])
+        nn.spectral_start(model, "head.network", reference.cross_entropy, *batch, scale=settings["scale"])
     accuracies, seconds, paused = [], [], 0.0
     schedule = {"steps": settings["steps"], "record_every": settings["record_every"], "seed": seed}
     for _ in reference.train(model, tx, train, **schedule):
@@ -95,7 +87,7 @@ def _follow(head, tx, parts, settings, rank, spectral, seed):
     return accuracies, seconds
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels, accuracy against iterations and against seconds."""
     lines = {
         "plain": {"color": style.EXACT_RANK, "label": "plain"},

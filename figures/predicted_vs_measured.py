@@ -11,48 +11,25 @@ first order in `η`, here `rate` times the edge of stability.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
 from figures import style
-
-SETTINGS = {
-    "small": {
-        "d": 30,
-        "factor": 2,
-        "targets": [10.0, 7.5, 5.5, 4.0],
-        "depths": [2, 3, 4],
-        "epsilon": 0.1,
-        "rate": 0.05,
-        "records": 300,
-        "fit_tolerance": 0.05,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "factor": 2,
-        "targets": [10.0, 8.0, 6.4, 5.1, 4.0, 3.0],
-        "depths": [2, 3, 4],
-        "epsilon": 0.05,
-        "rate": 0.01,
-        "records": 500,
-        "fit_tolerance": 0.05,
-        "seed": 0,
-    },
-}
+from figures.protocol import Arrays, Settings
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """For each depth: times `(n,)`, measured and predicted values `(n, r)`, fit times `(r,)`."""
     values = jnp.asarray(settings["targets"])
-    scale, tolerance = settings["epsilon"], settings["fit_tolerance"]
+    scale, tolerance = settings["scale"], settings["fit_tolerance"]
     shape = (settings["d"], settings["d"])
     target = ld.random_target(jax.random.key(settings["seed"]), shape, values)
     problem = ld.factorization(target.dense())
     arrays = {"targets": np.asarray(values)}
     for depth in settings["depths"]:
         fit_time = ld.theory.fit_time(values, depth=depth, scale=scale, tolerance=tolerance)
-        rate = settings["rate"] * problem.stable_learning_rate(depth=depth)
+        rate = settings["edge_fraction"] * problem.stable_learning_rate(depth=depth)
         record_every = int(np.ceil(1.12 * fit_time[-1] / rate / settings["records"]))
         trajectory = ld.gradient_descent(
             problem.loss,
@@ -82,7 +59,7 @@ def compute(settings):
     return arrays
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """One panel a depth."""
     targets, tolerance = arrays["targets"], settings["fit_tolerance"]
     colours = style.shades(style.COMPRESSED, len(targets))

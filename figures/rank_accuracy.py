@@ -7,35 +7,16 @@ shortest over seeds.
 """
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from figures import nonlinear_accuracy, style
+from figures.protocol import Arrays, Settings
 from lowdim_jax.nn import reference
 
-SETTINGS = {
-    "small": {
-        "width": 512,
-        "ranks": [1, 2, 5, 9, 20, 80],
-        "epsilon": 0.5,
-        "rate": 0.02,
-        "steps": 160,
-        "record_every": 160,
-        "seeds": 3,
-    },
-    "paper": {
-        "width": 1024,
-        "ranks": [1, 2, 3, 5, 9, 20, 40, 80, 160, 320],
-        "epsilon": 0.5,
-        "rate": 0.02,
-        "steps": 400,
-        "record_every": 400,
-        "seeds": 5,
-    },
-}
 
-
-def compute(settings, directory=None):
+def compute(settings: Settings) -> Arrays:
     """Final accuracies and seconds, `(ranks, seeds)`, and `(seeds,)` for the deep network."""
-    images = reference.load_images(directory)
+    images = reference.load_images(settings["data"] or None)
     runs = [
         nonlinear_accuracy.train("compressed", images, settings, rank=rank, spectral=True)
         for rank in settings["ranks"]
@@ -49,7 +30,7 @@ def compute(settings, directory=None):
     }
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels over r̂: accuracy, and seconds of the whole training."""
     figure = style.new_figure(height=3.3)
     quality, cost = figure.subplots(1, 2)

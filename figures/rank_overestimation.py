@@ -11,47 +11,21 @@ for all networks.
 
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "ranks": [2, 4, 6, 8, 16],
-        "depth": 3,
-        "epsilon": 0.03,
-        "learning_rate": 4e-3,
-        "steps": 2000,
-        "record_every": 5,
-        "timed_steps": 1000,
-        "repeats": 3,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "ranks": [5, 10, 15, 20, 30, 40],
-        "depth": 3,
-        "epsilon": 1e-2,
-        "learning_rate": 2e-3,
-        "steps": 8000,
-        "record_every": 10,
-        "timed_steps": 1000,
-        "repeats": 3,
-        "seed": 0,
-    },
-}
 ROUNDING = 1e-14
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Errors `(n, ranks)`, the final ones predicted, and seconds an iteration."""
     target = runs.separated_target(settings)
     problem = ld.factorization(target.dense())
-    depth, scale, rate = settings["depth"], settings["epsilon"], settings["learning_rate"]
+    depth, scale, rate = settings["depth"], settings["scale"], settings["learning_rate"]
 
     errors, seconds, predicted = [], [], []
     for rank in settings["ranks"]:
@@ -65,9 +39,9 @@ def compute(settings):
         )
         missed = jnp.concatenate([values[:rank] - learned, values[rank:]])
         predicted.append(jnp.linalg.norm(missed) / jnp.linalg.norm(values))
-    _, full = runs.timed_descent(problem, runs.original(settings), settings)
+    original, full = runs.timed_descent(problem, runs.original(settings), settings)
     return {
-        "iteration": np.asarray(trajectory.t),
+        "iteration": np.asarray(original.t),
         "errors": np.stack([np.asarray(error) for error in errors], axis=1),
         "predicted": np.asarray(jnp.stack(predicted)),
         "seconds": np.array(seconds),
@@ -75,7 +49,7 @@ def compute(settings):
     }
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Error against iteration, final error against `r̂`, time of an iteration against `r̂`."""
     r, ranks = settings["r"], settings["ranks"]
     figure = style.new_figure(height=3.3)

@@ -1,38 +1,39 @@
 """What several figures train, from their settings, and how long it took."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 import lowdim_jax as ld
+from figures.protocol import Settings
 
 
-def separated_target(settings: Mapping[str, Any]) -> ld.LowRank:
+def separated_target(settings: Settings) -> ld.LowRank:
     """The paper's target: separated singular triplets of a Gaussian matrix."""
     return ld.separated_target(jax.random.key(settings["seed"]), settings["d"], settings["r"])
 
 
-def original(settings: Mapping[str, Any]) -> ld.Weights:
+def original(settings: Settings) -> ld.Weights:
     """Original network, orthogonally initialized."""
     shape = ld.full_widths(settings["d"], settings["d"], depth=settings["depth"])
     key = jax.random.key(settings["seed"] + 1)
-    return ld.orthogonal(key, shape, scale=settings["epsilon"])
+    return ld.orthogonal(key, shape, scale=settings["scale"])
 
 
-def compressed(problem, settings: Mapping[str, Any]) -> ld.Weights:
+def compressed(problem: Any, settings: Settings) -> ld.Weights:
     """Compressed network of `factor` times the target's rank, spectrally initialized."""
     rank = settings["factor"] * settings["r"]
-    return ld.compress(problem, depth=settings["depth"], rank=rank, scale=settings["epsilon"])
+    return ld.compress(problem, depth=settings["depth"], rank=rank, scale=settings["scale"])
 
 
-def both(problem, settings: Mapping[str, Any]) -> dict[str, ld.Weights]:
+def both(problem: Any, settings: Settings) -> dict[str, ld.Weights]:
     """The original and the compressed network of a problem."""
     return {"original": original(settings), "compressed": compressed(problem, settings)}
 
 
-def problem_of(target: ld.LowRank, settings: Mapping[str, Any]) -> Any:
+def problem_of(target: ld.LowRank, settings: Settings) -> Any:
     """What networks train on: a fraction `observed` of the entries, `measurements`, or the whole target.
 
     Measurements are float32 ones, in half the memory and time; networks are float64 all the same.
@@ -47,7 +48,9 @@ def problem_of(target: ld.LowRank, settings: Mapping[str, Any]) -> Any:
     return ld.factorization(target.dense())
 
 
-def descent(problem, weights, settings: Mapping[str, Any], *, observe) -> ld.Trajectory:
+def descent(
+    problem: Any, weights: ld.Weights, settings: Settings, *, observe: Callable[[ld.Weights], Any]
+) -> ld.Trajectory:
     """Gradient descent at a figure's settings, `alpha` among them where it is not 1."""
     return ld.gradient_descent(
         problem.loss,
@@ -61,18 +64,22 @@ def descent(problem, weights, settings: Mapping[str, Any], *, observe) -> ld.Tra
 
 
 def timed_descent(
-    problem, weights, settings: Mapping[str, Any], *, observe=None
+    problem: Any,
+    weights: ld.Weights,
+    settings: Settings,
+    *,
+    observe: Callable[[ld.Weights], Any] | None = None,
 ) -> tuple[ld.Trajectory, float]:
     """Gradient descent, by default observing recovery errors, and the seconds an iteration takes.
 
     These are measured over a run of `timed_steps` iterations.
     """
-    observe = problem.recovery_error if observe is None else observe
+    seen = problem.recovery_error if observe is None else observe
     short = {**settings, "steps": settings["timed_steps"]}
     _, seconds = timed(
-        lambda: descent(problem, weights, short, observe=observe), repeats=settings["repeats"]
+        lambda: descent(problem, weights, short, observe=seen), repeats=settings["repeats"]
     )
-    return descent(problem, weights, settings, observe=observe), seconds / short["steps"]
+    return descent(problem, weights, settings, observe=seen), seconds / short["steps"]
 
 
 def timed(run: Callable[[], ld.Trajectory], *, repeats: int) -> tuple[ld.Trajectory, float]:

@@ -14,47 +14,19 @@ Both networks spend most of it in the same two passes over the measurements, so 
 iterations here, but little time in each.
 """
 
+from matplotlib.figure import Figure
+
 from figures import runs, style, trajectories
-
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 3,
-        "measurements": 800,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 0.03,
-        "learning_rate": 5e-3,
-        "steps": 1800,
-        "record_every": 5,
-        "timed_steps": 100,
-        "repeats": 5,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 200,
-        "r": 5,
-        "measurements": 4000,
-        "factor": 2,
-        "depth": 3,
-        "epsilon": 1e-2,
-        "learning_rate": 5e-3,
-        "steps": 2100,
-        "record_every": 10,
-        "timed_steps": 20,
-        "repeats": 3,
-        "seed": 0,
-    },
-}
+from figures.protocol import Arrays, Settings
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Recovery errors `(n,)` of both networks, and their seconds an iteration."""
     problem = runs.problem_of(runs.separated_target(settings), settings)
     return trajectories.compute(problem, runs.both(problem, settings), settings)
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels, error against iterations and against seconds."""
     figure = style.new_figure(height=3.4)
     panels = figure.subplots(1, 2, sharey=True)

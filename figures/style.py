@@ -20,8 +20,8 @@ OTHER_RANK = "#CC79A7"
 DARK = "#222222"
 GRID = "#DDDDDD"
 
-MEASURED = {"linewidth": 2.0, "solid_capstyle": "round"}
-PREDICTED = {"color": DARK, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
+MEASURED: dict[str, Any] = {"linewidth": 2.0, "solid_capstyle": "round"}
+PREDICTED: dict[str, Any] = {"color": DARK, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
 
 WIDE = 9.0  # inches; 900 pixels on a page at 100 pixels an inch
 DPI = 200
@@ -65,7 +65,7 @@ def shades(colour: str, count: int) -> list[tuple[float, float, float, float]]:
     return [ramp(position) for position in np.linspace(0, 0.92, count)]
 
 
-def legend_above(figure: Figure, handles: Iterable, **options) -> None:
+def legend_above(figure: Figure, handles: Iterable[Any], **options: Any) -> None:
     """One legend for all panels, in a row above them."""
     handles = list(handles)
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), **options)

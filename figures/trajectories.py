@@ -1,12 +1,25 @@
 """Recovery error per iteration and per second: what the trajectory figures have in common."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 
 
-def compute(problem, starts, settings, *, observe=None):
+def compute(
+    problem: Any,
+    starts: Mapping[str, ld.Weights],
+    settings: Settings,
+    *,
+    observe: Callable[[ld.Weights], Any] | None = None,
+) -> Arrays:
     """Errors `(n,)` of several networks, `iteration` `(n,)`, and each one's seconds an iteration."""
     arrays = {}
     for name, weights in starts.items():
@@ -17,7 +30,7 @@ def compute(problem, starts, settings, *, observe=None):
     return arrays
 
 
-def lines(settings):
+def lines(settings: Settings) -> dict[str, dict[str, Any]]:
     """How the lines of the original and the compressed network look."""
     label = rf"compressed, $\hat{{r}}={settings['factor']}r$"
     return {
@@ -26,7 +39,9 @@ def lines(settings):
     }
 
 
-def draw(panels, arrays, looks, *, least):
+def draw(
+    panels: Sequence[Axes], arrays: Arrays, looks: Mapping[str, Mapping[str, Any]], *, least: float
+) -> list[Line2D]:
     """Errors down to `least` against iterations, and against seconds; returns the lines' handles."""
     by_iteration, by_second = panels
     iteration, handles = arrays["iteration"], []

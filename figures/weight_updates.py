@@ -19,9 +19,11 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from matplotlib.figure import Figure
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 from lowdim_jax import nn
 from lowdim_jax.nn import reference
 
@@ -31,48 +33,16 @@ MODELS = {
     "conv net": (reference.ConvNet, "convolutions.1"),
     "ViT": (reference.VisionTransformer, "blocks.0.up"),
 }
-SETTINGS = {
-    "small": {
-        "d": 40,
-        "r": 4,
-        "depth": 3,
-        "epsilon": 0.1,
-        "learning_rate": 4e-3,
-        "linear_steps": 880,
-        "MLP": {"width": 128},
-        "conv net": {"channels": 16, "width": 64},
-        "ViT": {"width": 48, "depth": 2},
-        "rate": 0.05,
-        "steps": 400,
-        "records": 8,
-        "seed": 0,
-    },
-    "paper": {
-        "d": 100,
-        "r": 10,
-        "depth": 3,
-        "epsilon": 0.1,
-        "learning_rate": 2e-3,
-        "linear_steps": 2000,
-        "MLP": {"width": 512},
-        "conv net": {"channels": 32, "width": 256},
-        "ViT": {"width": 64, "depth": 2},
-        "rate": 0.05,
-        "steps": 1600,
-        "records": 8,
-        "seed": 0,
-    },
-}
 
 
-def compute(settings, directory=None):
+def compute(settings: Settings) -> Arrays:
     """Singular values `(records, k)`, shares and training accuracies `(records,)` of each network."""
     arrays = {"DLN": _linear_updates(settings)}
     arrays["DLN_share"] = _share(arrays["DLN"], 2 * settings["r"])
-    train, _ = reference.load_images(directory).split(seed=settings["seed"])
+    train, _ = reference.load_images(settings["data"] or None).split(seed=settings["seed"])
     rng = np.random.default_rng(settings["seed"])
     shuffled = train._replace(labels=rng.permutation(train.labels))
-    tx = optax.sgd(settings["rate"], momentum=0.9)
+    tx = optax.sgd(settings["sgd_rate"], momentum=0.9)
     for name in MODELS:
         arrays[name], arrays[f"{name}_fit"] = _updates(name, train, tx, settings)
         random, arrays[f"{name}_random_fit"] = _updates(name, shuffled, tx, settings)
@@ -82,7 +52,7 @@ def compute(settings, directory=None):
     return arrays
 
 
-def _linear_updates(settings):
+def _linear_updates(settings: Settings) -> np.ndarray:
     start = runs.original(settings)
     target = runs.separated_target(settings)
     run = ld.gradient_descent(
@@ -96,7 +66,9 @@ def _linear_updates(settings):
     return np.asarray(run.observed)[1:]
 
 
-def _updates(name, data, tx, settings):
+def _updates(
+    name: str, data: reference.Images, tx: optax.GradientTransformation, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
     """Singular values of one layer's update, and the fraction of the training labels fitted."""
     make, path = MODELS[name]
     shape = data.images.shape[1:]
@@ -113,11 +85,11 @@ def _updates(name, data, tx, settings):
     return np.array(values, float), np.array(fitted)
 
 
-def _share(values, k):
+def _share(values: np.ndarray, k: int) -> np.ndarray:
     return (values[:, :k] ** 2).sum(axis=1) / (values**2).sum(axis=1)
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Singular values above, shares of the leading directions below, one column a network."""
     figure = style.new_figure(height=4.9)
     names = ["DLN", *MODELS]
@@ -148,6 +120,6 @@ def plot(arrays, settings):
     return figure
 
 
-def _limits(values):
+def _limits(values: np.ndarray) -> tuple[float, float]:
     """Down to what matters: below 1e-4 of the largest lies rounding."""
     return 1e-4 * values.max(), 2 * values.max()

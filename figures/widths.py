@@ -8,57 +8,31 @@ time depends on: it scatters about the limit `d → ∞` (3.7), where the overla
 Seconds are those of whole runs without compilation, over the number of steps.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
 from figures import runs, style
+from figures.protocol import Arrays, Settings
 
-SETTINGS = {
-    "small": {
-        "targets": [8.0, 6.0, 4.5, 3.0],
-        "depth": 3,
-        "epsilon": 0.05,
-        "learning_rate": 2e-3,
-        "steps": 5000,
-        "record_every": 2,
-        "fit_tolerance": 0.05,
-        "widths": [100, 1000, 10000],
-        "dense_widths": [50, 100, 200],
-        "dense_work": 2e7,
-        "samples": 5,
-        "seed": 0,
-    },
-    "paper": {
-        "targets": [8.0, 6.0, 4.5, 3.0],
-        "depth": 3,
-        "epsilon": 0.05,
-        "learning_rate": 2e-3,
-        "steps": 5000,
-        "record_every": 2,
-        "fit_tolerance": 0.05,
-        "widths": [100, 300, 1000, 3000, 10000, 30000, 100000, 300000, 1000000],
-        "dense_widths": [50, 100, 200, 400, 800],
-        "dense_work": 5e9,
-        "samples": 12,
-        "seed": 0,
-    },
-}
 REPEATS = 5
 
 
-def compute(settings):
+def compute(settings: Settings) -> Arrays:
     """Fit times `(widths, samples, r)` and their limit, seconds a step at each width and dense."""
     values = jnp.asarray(settings["targets"])
-    rate, depth, scale = settings["learning_rate"], settings["depth"], settings["epsilon"]
+    rate, depth, scale = settings["learning_rate"], settings["depth"], settings["scale"]
     level = (1 - settings["fit_tolerance"]) * values
 
-    def train(reduction, **options):
+    def train(reduction: Any, **options: Any):
         return ld.reduced_descent(reduction, ld.SGD(rate), steps=settings["steps"], throw=True, **options)
 
-    def fit_times(reduction):
+    def fit_times(reduction: Any) -> jax.Array:
         trajectory = train(reduction, record_every=settings["record_every"], observe=_core_singular_values)
         return rate * ld.spectra.crossing_time(trajectory.t, trajectory.observed, level)
 
@@ -98,11 +72,11 @@ def compute(settings):
     }
 
 
-def _core_singular_values(layers):
+def _core_singular_values(layers: Any) -> jax.Array:
     return ld.spectra.singular_values(ld.cores(layers))[: layers[0].core.shape[0] // 2]
 
 
-def plot(arrays, settings):
+def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Seconds a step, fit times, and their scatter about the limit, against width."""
     d, dense = np.array(settings["widths"]), np.array(settings["dense_widths"])
     limit, times = arrays["limit"], arrays["fit_times"]

@@ -33,6 +33,13 @@ def dtype(request):
         yield request.param
 
 
+def small_settings(module_name: str) -> dict:
+    """Settings at size small of the figure that a module of `figures` makes."""
+    from figures import registry
+
+    return dict(registry.describe(module_name.replace("_", "-")).settings["small"])
+
+
 @pytest.fixture(scope="module")
 def made(request):
     """Arrays and settings of every figure in a test file's `MODULES`, small but for its `TINY`, by name."""
@@ -40,6 +47,6 @@ def made(request):
     with jax.enable_x64(True):
         for module in request.module.MODULES:
             name = module.__name__.rpartition(".")[2]
-            settings = {**module.SETTINGS["small"], **request.module.TINY[name]}
+            settings = small_settings(name) | request.module.TINY[name]
             results[name] = module.compute(settings), settings
     return results

@@ -20,13 +20,13 @@ TINY = {
         "d": 12,
         "targets": [6.0, 4.0],
         "depths": [2, 3],
-        "rate": 0.02,
+        "edge_fraction": 0.02,
         "records": 200,
     },
     "factorization-trajectory": {
         "d": 16,
         "r": 2,
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 5e-3,
         "steps": 1400,
         "timed_steps": 1400,  # as many, so that both runs are one program
@@ -35,16 +35,16 @@ TINY = {
     "incremental-learning": {
         "d": 16,
         "r": 3,
-        "epsilon": 0.05,
+        "scale": 0.05,
         "learning_rate": 0.01,
         "steps": 1600,
     },
-    "alignment": {"d": 24, "r": 2, "epsilon": 0.05, "learning_rate": 2e-3, "steps": 3000},
+    "alignment": {"d": 24, "r": 2, "scale": 0.05, "learning_rate": 2e-3, "steps": 3000},
     "rank-overestimation": {
         "d": 16,
         "r": 3,
         "ranks": [2, 3, 5],
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 0.01,
         "steps": 1000,
         "repeats": 1,
@@ -52,8 +52,8 @@ TINY = {
     "learning-times": {
         "d": 8,
         "targets": [4.0, 2.0],
-        "epsilons": {"2": [0.001, 0.1], "3": [0.01, 0.1]},
-        "rates": {"2": 0.01, "3": 0.05},
+        "scales": {"2": [0.001, 0.1], "3": [0.01, 0.1]},
+        "edge_fractions": {"2": 0.01, "3": 0.05},
     },
 }
 
@@ -113,7 +113,7 @@ def fails(capsys, arguments, *words):
 def test_list_names_every_figure_and_its_sizes(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    for name in registry.NAMES:
+    for name in registry.names():
         figure = registry.describe(name)
         assert f"{name}\n    {figure.summary}\n    small: " in out
         assert set(figure.settings) == set(registry.SIZES)
@@ -207,18 +207,18 @@ def test_redraw_refuses_what_it_cannot_draw(saved, capsys, tmp_path):
     fails(capsys, [*redraw, str(broken)], "does not hold the arrays")
 
 
-def test_a_drawing_that_fails_leaves_the_old_one(saved, monkeypatch):
+def test_a_drawing_that_fails_leaves_the_old_one(saved, monkeypatch, capsys):
     name, folder = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     class Broken:
         def savefig(self, file, **options):
-            file.write(b"half")
+            file.write_bytes(b"half")
             raise OSError("no space left")
 
     monkeypatch.setattr(registry.load(name), "plot", lambda arrays, settings: Broken())
-    with pytest.raises(OSError, match="no space"):
-        main(["make", name, "--out", str(folder), "--redraw"])
+    capsys.readouterr()
+    fails(capsys, ["make", name, "--out", str(folder), "--redraw"], "no space left")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -250,7 +250,7 @@ def test_prediction_meets_measurement_to_first_order_in_the_learning_rate(comput
         }
         gap = np.abs(of_depth["measured"] - of_depth["predicted"]) / arrays["targets"]
         # Gradient descent lags by O(η) in time, at most `rate` in units of the fastest rise.
-        assert gap.max() < 1.5 * settings["rate"]
+        assert gap.max() < 1.5 * settings["edge_fraction"]
         resolution = of_depth["time"][1]
         assert np.all(np.abs(of_depth["measured_fit"] - of_depth["predicted_fit"]) < 2 * resolution)
 
@@ -277,7 +277,7 @@ def test_components_rise_one_after_another_and_aligned(computed):
         risen = values[:, :r] > arrays["targets"] / 2
         assert np.all(risen[-1])
         assert np.all(np.diff(risen.argmax(axis=0)) > 0)
-        assert np.all(values[:, r:] <= 1.01 * settings["epsilon"] ** settings["depth"])
+        assert np.all(values[:, r:] <= 1.01 * settings["scale"] ** settings["depth"])
         for side in ("left", "right"):
             assert np.all(arrays[f"{name}_{side}"][risen] > 0.95)
         assert not distinct(arrays, name)[0].any()
@@ -316,10 +316,10 @@ def test_final_error_of_a_wrong_rank_is_predicted(computed):
 
 def test_learning_times_are_predicted_and_inverse_to_singular_values(computed):
     arrays, settings = computed("learning-times")
-    for depth in settings["epsilons"]:
+    for depth in settings["scales"]:
         measured = arrays[f"L{depth}_measured"]
         np.testing.assert_allclose(measured, arrays[f"L{depth}_predicted"], rtol=0.05)
         if int(depth) > 2:
             scaled = measured[0] * arrays["targets"]
-            law = settings["epsilons"][depth][0] ** (2 - int(depth)) / (int(depth) - 2)
+            law = settings["scales"][depth][0] ** (2 - int(depth)) / (int(depth) - 2)
             np.testing.assert_allclose(scaled, law, rtol=0.1)

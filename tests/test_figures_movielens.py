@@ -16,7 +16,7 @@ TINY = {
     "record_every": 10,
     "sweeps": 8,
 }
-SETTINGS = {**movielens.SETTINGS["small"], **TINY}
+SETTINGS = {**registry.describe("movielens").settings["small"], **TINY}
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def test_a_folder_of_data_is_read_as_it_is_split(tmp_path):
 def test_data_goes_to_the_figure_that_reads_it(tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(
-        movielens, "compute", lambda settings, data=None: seen.append(data) or {"x": np.ones(1)}
+        movielens, "compute", lambda settings: seen.append(settings["data"]) or {"x": np.ones(1)}
     )
     monkeypatch.setattr(registry, "draw", lambda name, arrays, **options: [])
     assert main(["make", "movielens", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    assert seen == [tmp_path]
+    assert seen == [str(tmp_path)]
     capsys.readouterr()
     for arguments, message in (
         (["alignment", "--data", str(tmp_path)], "--data is for the figures"),

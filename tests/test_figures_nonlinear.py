@@ -16,31 +16,16 @@ TINY = {
         "d": 12, "r": 2, "linear_steps": 200, "MLP": {"width": 96}, "conv net": {"channels": 4, "width": 16},
         "ViT": {"width": 16, "depth": 1}, "steps": 160, "records": 4,
     },
-    "nonlinear_accuracy": {"width": 48, "rate": 0.05, "steps": 80, "record_every": 20, "seeds": 2},
+    "nonlinear_accuracy": {"width": 48, "learning_rate": 0.05, "steps": 80, "record_every": 20, "seeds": 2},
     "rank_accuracy": {
-        "width": 48, "ranks": [1, 9], "rate": 0.05, "steps": 80, "record_every": 80, "seeds": 2,
+        "width": 48, "ranks": [1, 9], "learning_rate": 0.05, "steps": 80, "record_every": 80, "seeds": 2,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def made():
-    """Arrays of every figure, computed once, and their settings."""
-    import jax
-
-    results = {}
-    with jax.enable_x64(True):
-        for module in MODULES:
-            name = module.__name__.rpartition(".")[2]
-            settings = {**module.SETTINGS["small"], **TINY[name]}
-            results[name] = module.compute(settings), settings
-    return results
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_figure_is_drawn_from_finite_arrays(made, module, tmp_path):
     arrays, settings = made[module.__name__.rpartition(".")[2]]
-    assert module.SETTINGS["small"].keys() == module.SETTINGS["paper"].keys()
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
     with matplotlib.rc_context(style.RC):
         module.plot(arrays, settings).savefig(tmp_path / "figure.png")
@@ -48,11 +33,11 @@ def test_every_figure_is_drawn_from_finite_arrays(made, module, tmp_path):
 
 def test_all_but_2r_directions_of_a_deep_linear_layer_lose_what_the_bulk_loses(made):
     arrays, settings = made["weight_updates"]
-    rho, every = settings["epsilon"], settings["linear_steps"] // settings["records"]
+    rho, every = settings["scale"], settings["linear_steps"] // settings["records"]
     for values in arrays["DLN"]:
         for _ in range(every):
             rho *= 1 - settings["learning_rate"] * rho ** (2 * settings["depth"] - 2)
-        np.testing.assert_allclose(values[2 * settings["r"] :], settings["epsilon"] - rho, rtol=1e-6)
+        np.testing.assert_allclose(values[2 * settings["r"] :], settings["scale"] - rho, rtol=1e-6)
     assert arrays["DLN_share"].min() > 1 - 1e-4
 
 

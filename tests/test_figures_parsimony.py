@@ -13,13 +13,13 @@ TINY = {
     "lossless_equivalence": {"d": 12, "r": 2, "learning_rate": 2e-3, "steps": 800},
     "widths": {
         "targets": [8.0, 5.0],
-        "epsilon": 0.2,
+        "scale": 0.2,
         "steps": 1000,
         "widths": [100, 10000],
         "dense_widths": [20, 40],
         "samples": 8,
     },
-    "escape_ratio": {"epsilons": {"3": [0.1, 0.01], "4": [0.1, 0.03]}},
+    "escape_ratio": {"scales": {"3": [0.1, 0.01], "4": [0.1, 0.03]}},
 }
 
 
@@ -92,7 +92,7 @@ def test_the_limit_of_fit_times_is_that_of_single_components(made, x64):
         axes = jnp.eye(2)
         alone = ld.LowRank(axes[:, :1], jnp.array([value]), axes[:, 1:])
         run = ld.reduced_descent(
-            ld.reduce_identity(alone, depth=settings["depth"], scale=settings["epsilon"]),
+            ld.reduce_identity(alone, depth=settings["depth"], scale=settings["scale"]),
             ld.SGD(rate),
             steps=settings["steps"],
             observe=lambda layers: ld.spectra.singular_values(ld.cores(layers))[:1],
@@ -114,7 +114,7 @@ def test_escape_ratios_converge_to_the_prediction_as_the_scale_falls(made):
     assert arrays["limit"] == pytest.approx(1.451369, abs=1e-6)
     for depth in (3, 4):
         gap = np.abs(arrays[f"L{depth}_ratio"] - arrays[f"L{depth}_predicted"])
-        scale = arrays[f"L{depth}_epsilon"]
+        scale = arrays[f"L{depth}_scale"]
         assert gap[-1] < 0.005
         order = np.log(gap[0] / gap[1]) / np.log(scale[0] / scale[1])
         assert order == pytest.approx(depth - 2, abs=0.15)

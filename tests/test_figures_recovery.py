@@ -27,7 +27,7 @@ TINY = {
         "d": 16,
         "r": 2,
         "measurements": 200,
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 1e-2,
         "steps": 500,
         "timed_steps": 500,  # as many, so that both runs are one program
@@ -37,7 +37,7 @@ TINY = {
         "d": 20,
         "ranks": [2],
         "observed": 0.6,
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 5e-3,
         "steps": [1000],
         "timed_steps": 1000,
@@ -47,7 +47,7 @@ TINY = {
         "d": 16,
         "r": 2,
         "observed": 0.7,
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 5e-3,
         "tolerance": 1e-3,
     },
@@ -62,7 +62,7 @@ TINY = {
         "d": 16,
         "r": 2,
         "measurements": 200,
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 1e-2,
         "steps": 500,
     },
@@ -70,7 +70,7 @@ TINY = {
         "d": 20,
         "r": 2,
         "observed": 0.6,
-        "epsilon": 0.1,
+        "scale": 0.1,
         "learning_rate": 5e-3,
         "steps": 500,
     },
@@ -137,7 +137,7 @@ def test_larger_alpha_helps_at_one_rate_and_hardly_at_one_fraction_of_the_edge(m
 
 def test_depth_3_recovers_from_where_depth_2_does_not_and_depth_2_from_far_smaller_starts(made):
     arrays, settings = made["depth_two_against_three"]
-    at = {depth: epsilons.index(1e-2) for depth, epsilons in settings["epsilons"].items()}
+    at = {depth: scales.index(1e-2) for depth, scales in settings["scales"].items()}
     two, three = arrays["L2_recovery"], arrays["L3_recovery"]
     assert arrays["L2_training"][at["2"], -1] < 3e-3
     assert two[at["2"], -1] > 0.02

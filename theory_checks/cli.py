@@ -1,36 +1,27 @@
 """The `theory-checks` command."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from lowdim_command import FAILED, INTERRUPTED, OK, Parser, new_parser, require_writable, run, whole_number
 
 DEVICES = ("cpu", "gpu", "tpu")
 DTYPES = ("float64", "float32")
 SIZES = ("small", "paper", "large")
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all hold, 1 some fail, 2 bad input."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return arguments.command(arguments)
-    except ValueError as error:
-        print(f"theory-checks: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("theory-checks: interrupted before the first check", file=sys.stderr)
-        return INTERRUPTED
+    return run(_parser(), argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="theory-checks",
-        description="Train on this machine's device and compare with the theory's predictions.",
+def _parser() -> Parser:
+    parser = new_parser(
+        "theory-checks", "Train on this machine's device and compare with the theory's predictions."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    only = argparse.ArgumentParser(add_help=False)
+    only = Parser(add_help=False)
     only.add_argument(
         "--only",
         action="append",
@@ -57,14 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", choices=DEVICES, help="default: JAX's choice")
     run.add_argument("--dtype", choices=DTYPES, default="float64")
     run.add_argument("--size", choices=SIZES, default="small", help="width of synthetic targets")
-    run.add_argument("--seeds", type=_positive, default=3, metavar="N", help="default: 3")
+    run.add_argument("--seeds", type=whole_number(1), default=3, metavar="N", help="default: 3")
     run.add_argument(
         "--target",
         metavar="FILE",
         help="your own matrix (.npy, .npz, .csv, .mtx), or 'digits' for scikit-learn's digits",
     )
     run.add_argument(
-        "--rank", type=_positive, metavar="R", help="components of the target to keep"
+        "--rank", type=whole_number(1), metavar="R", help="components of the target to keep"
     )
     run.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: here")
     run.set_defaults(command=_run)
@@ -83,12 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def _list(arguments: argparse.Namespace) -> int:
     from textwrap import fill
 
@@ -101,11 +86,11 @@ def _list(arguments: argparse.Namespace) -> int:
         print(fill(check.claim, 96, initial_indent="    ", subsequent_indent="    "))
         print(fill("must fail with: " + "; ".join(check.controls), 96, initial_indent="    ",
                    subsequent_indent="    "))
-    return 0
+    return OK
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _require_writable(arguments.out)
+    require_writable(arguments.out)
     if arguments.rank is not None and arguments.target is None:
         raise ValueError("--rank is the rank kept of --target: give both")
     _configure_jax(arguments.device, arguments.dtype)
@@ -148,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print_verdict(about, results, paths)
     if "incomplete" in about:
         return INTERRUPTED
-    return 0 if all(result.passed for result in results) else FAILED
+    return OK if all(result.passed for result in results) else FAILED
 
 
 def _explore(arguments: argparse.Namespace) -> int:
@@ -168,19 +153,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     before, after = read_report(arguments.before), read_report(arguments.after)
     print_comparison(before, after)
-    return FAILED if worse(before, after) else 0
-
-
-def _require_writable(folder: Path) -> None:
-    """Find out before the run, not after it, that the report cannot be written."""
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out {str(folder)!r} cannot be written to: {error.strerror}") from error
+    return FAILED if worse(before, after) else OK
 
 
 def _configure_jax(device: str | None, dtype: str) -> None:

@@ -1,7 +1,6 @@
 """What a run found: progress and a table in the terminal, `report.json` and `report.html`."""
 
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from lowdim_command import replace_files
 from theory_checks.page import LABELS, page, seconds
 
 if TYPE_CHECKING:
@@ -106,15 +106,9 @@ def write(
         shown: page(report, [result.curves for result in results]),
         data: json.dumps(report, indent=2, allow_nan=False) + "\n",
     }
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            temporary[path].write_text(text, encoding="utf-8", errors="replace")
-        for path in texts:
-            temporary[path].replace(path)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+    with replace_files(*texts) as temporary:
+        for path, text in zip(temporary, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8", errors="replace")
     return shown, data
 
 

@@ -1,0 +1,119 @@
+"""What the project's command lines share: a parser, exit codes, one-line errors, and safe writing.
+
+A module of its own beside the packages: importing `lowdim_jax` imports JAX, and help, lists and refusals
+do not wait for that.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+OK, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+"""Exit codes. The last two are those a shell gives to what SIGINT or SIGPIPE ends."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as a `ValueError` for `run`; its subcommands, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line."""
+        raise ValueError(message)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.exit(message=f"{parser.prog} of lowdim-jax {version('lowdim-jax')}\n")
+
+
+def new_parser(prog: str, description: str) -> Parser:
+    """A parser with `--version`."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return parser
+
+
+def run(parser: Parser, argv: Sequence[str] | None = None) -> int:
+    """Run `arguments.command(arguments)`, as the parser's defaults name it; returns its exit code.
+
+    Bad input, which is a `ValueError`, and what the system refuses, an `OSError`, become one sentence on
+    stderr and exit code 2. A reader that leaves early (`… | head`) is no error to speak of.
+    """
+    try:
+        arguments = parser.parse_args(argv)
+        code = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, or Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            wanted = "a positive integer" if least == 1 else f"an integer of {least} or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return number
+
+    return parse
+
+
+def require_writable(folder: Path, option: str = "--out") -> None:
+    """Find out before a long run, not after it, that its results cannot be written.
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be made, or no file in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option} {str(folder)!r} cannot be written to: {error.strerror}") from error
+
+
+@contextmanager
+def replace_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary names to write to, which take the place of `paths` once all are written.
+
+    No reader ever sees half a file. If anything fails, the files that were there stay, and nothing
+    temporary is left. Suffixes are kept, as some writers add one that is missing.
+
+    >>> from pathlib import Path; from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with replace_files(Path(folder, "a.txt")) as (temporary,):
+    ...         _ = temporary.write_text("whole")
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['a.txt']
+    """
+    temporary = tuple(path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in paths)
+    try:
+        yield temporary
+        for new, path in zip(temporary, paths, strict=True):
+            new.replace(path)
+    finally:
+        for new in temporary:
+            new.unlink(missing_ok=True)

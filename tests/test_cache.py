@@ -1,0 +1,51 @@
+"""Compiled programs are kept from run to run, where there is a place to keep them."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from theory_checks.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_jax_restored():
+    """The command sets up the JAX of its process, which here is that of the other tests."""
+    names = ("jax_enable_x64", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+FLOW = """
+from lowdim_jax._cache import cache_programs
+cache_programs()
+
+import jax, jax.numpy as jnp
+import lowdim_jax as ld
+
+@jax.jit
+def small_flow(start):
+    loss = lambda weights: jnp.sum((weights[1] @ weights[0] - 1) ** 2)
+    return ld.gradient_flow(loss, start, jnp.arange(2.0))
+
+print(small_flow((jnp.eye(2), jnp.eye(2))).losses)
+"""
+
+
+def test_compiled_programs_are_kept_in_the_cache_directory(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", FLOW], env=environment, check=True, capture_output=True)
+    # Programs of a gradient flow are among them: without host callbacks, JAX can keep those, too.
+    assert list((tmp_path / "lowdim_jax").glob("*small_flow*"))
+
+
+def test_a_cache_directory_that_cannot_be_made_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["run", "--only", "parameter-count", "--seeds", "1", "--out", str(tmp_path)]) == 0
