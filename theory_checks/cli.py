@@ -145,7 +145,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     print(f"wrote {arguments.out}")
     if not arguments.no_open and not webbrowser.open(path.as_uri()):
         print(f"no browser could be started: open {path} in one")
-    return 0
+    return OK
 
 
 def _compare(arguments: argparse.Namespace) -> int:

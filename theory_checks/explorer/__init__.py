@@ -8,6 +8,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from lowdim_command import replace_files
+
 _PLACE = re.compile(r"/\* ([a-z]+\.(?:css|js)) \*/")
 
 
@@ -30,7 +32,8 @@ def write(path: Path, /) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(), encoding="utf-8")
+        with replace_files(path) as (temporary,):
+            temporary.write_text(page(), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out {str(path)!r} cannot be written: {error.strerror}") from error
     return path.resolve()
