@@ -41,7 +41,7 @@ def compute(settings: Settings) -> Arrays:
     trajectory = ld.gradient_descent(
         problem.loss,
         start,
-        ld.SGD(settings["learning_rate"]),
+        ld.GradientDescent(settings["learning_rate"]),
         steps=settings["steps"],
         record_every=settings["record_every"],
         observe=observe,

@@ -31,14 +31,14 @@ def compute(settings: Settings) -> Arrays:
     """Iterations and recovery errors `(alphas,)` by rule, those of the original, and seconds an iteration."""
     problem = runs.problem_of(runs.separated_target(settings), settings)
     alpha = np.arange(*settings["alphas"])
-    edge = np.asarray(problem.stable_learning_rate(depth=settings["depth"], alpha=jnp.asarray(alpha)))
+    edge = np.asarray(ld.max_learning_rate(problem, depth=settings["depth"], alpha=jnp.asarray(alpha)))
     start = runs.compressed(problem, settings)
     rates = np.concatenate(list(_rates(edge, settings).values()))
     starts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(rates), *leaf.shape)), start)
-    optimizer = ld.SGD(rates, alpha=np.tile(alpha, len(RULES)))
+    optimizer = ld.GradientDescent(rates, alpha=np.tile(alpha, len(RULES)))
     steps, errors, seconds = _sweep(problem, starts, optimizer, settings)
     original = jax.tree.map(lambda leaf: leaf[None], runs.original(settings))
-    full = _sweep(problem, original, ld.SGD(settings["learning_rate"]), settings)
+    full = _sweep(problem, original, ld.GradientDescent(settings["learning_rate"]), settings)
 
     arrays = {"alpha": alpha, "edge": edge, "seconds": np.array(seconds)}
     arrays |= {"original_steps": full[0], "original_errors": full[1], "original_seconds": np.array(full[2])}

@@ -36,7 +36,7 @@ def compute(settings: Settings) -> Arrays:
         original, compressed = [], []
         for scale in scales:
             wait = compressed_half_time(depth=depth, scale=scale)
-            reduction = ld.reduce_identity(target, depth=depth, scale=scale)
+            reduction = ld.reduction.reduce_identity(target, depth=depth, scale=scale)
             compressed.append(wait)
             original.append(
                 half_time(reduction.problem.loss, reduction.layers, within=2 * wait, rtol=settings["rtol"])

@@ -29,7 +29,7 @@ def compute(settings: Settings) -> Arrays:
     target = runs.separated_target(settings)
     problem, start = ld.factorization(target.dense()), runs.original(settings)
     reduction = ld.reduce(start, target)
-    optimizer = ld.SGD(settings["learning_rate"], weight_decay=settings["weight_decay"])
+    optimizer = ld.GradientDescent(settings["learning_rate"], weight_decay=settings["weight_decay"])
     predicted_bulk = {
         "left": _complement(reduction.bases[number]),
         "right": _complement(reduction.bases[number - 1]),
@@ -42,7 +42,7 @@ def compute(settings: Settings) -> Arrays:
             "values": values,
             **{f"{side}_leading": columns[:, :r] for side, columns in vectors.items()},
             **{
-                f"{side}_bulk_angle": ld.spectra.subspace_angles(columns[:, r:-r], predicted_bulk[side])[0]
+                f"{side}_bulk_angle": ld.linalg.subspace_angles(columns[:, r:-r], predicted_bulk[side])[0]
                 for side, columns in vectors.items()
             },
         }
@@ -52,9 +52,9 @@ def compute(settings: Settings) -> Arrays:
         return {"core": jnp.linalg.svd(core, compute_uv=False), "bulk": bulk}
 
     options = {"steps": settings["steps"], "record_every": settings["record_every"], "throw": True}
-    full = ld.gradient_descent(problem.loss, start, optimizer, observe=observe, **options)
+    full = ld.gradient_descent(problem, start, optimizer, observe=observe, **options)
     reduced = ld.reduced_descent(reduction, optimizer, observe=observe_reduced, **options)
-    once = ld.gradient_descent(problem.loss, start, optimizer, steps=1, observe=observe)
+    once = ld.gradient_descent(problem, start, optimizer, steps=1, observe=observe)
     measured = jax.tree.map(np.asarray, full.observed)
     first = jax.tree.map(lambda array: np.asarray(array[-1]), once.observed)
     return {

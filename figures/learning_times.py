@@ -36,7 +36,7 @@ def compute(settings: Settings) -> Arrays:
             trajectory = ld.gradient_descent(
                 problem.loss,
                 ld.compress(problem, depth=depth, rank=len(values), scale=scale),
-                ld.SGD(rate),
+                ld.GradientDescent(rate),
                 steps=record_every * settings["records"],
                 record_every=record_every,
                 observe=ld.spectra.singular_values,

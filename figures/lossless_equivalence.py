@@ -20,11 +20,11 @@ from figures import runs, style
 from figures.protocol import Arrays, Settings
 
 OPTIMIZERS = {
-    "plain": lambda rate: ld.SGD(rate),
-    "momentum": lambda rate: ld.SGD(rate / 10, momentum=0.9),
-    "Nesterov": lambda rate: ld.SGD(rate / 10, momentum=0.9, nesterov=True),
-    "weight decay": lambda rate: ld.SGD(rate, weight_decay=0.3),
-    "discrepant rates": lambda rate: ld.SGD(rate / 2, alpha=3.0),
+    "plain": lambda rate: ld.GradientDescent(rate),
+    "momentum": lambda rate: ld.GradientDescent(rate / 10, momentum=0.9),
+    "Nesterov": lambda rate: ld.GradientDescent(rate / 10, momentum=0.9, nesterov=True),
+    "weight decay": lambda rate: ld.GradientDescent(rate, weight_decay=0.3),
+    "discrepant rates": lambda rate: ld.GradientDescent(rate / 2, alpha=3.0),
     "Adam": lambda rate: optax.adam(3 * rate),
 }
 CONTROL = "Adam"
@@ -46,7 +46,7 @@ def compute(settings: Settings) -> Arrays:
     arrays = {}
     for name, build in OPTIMIZERS.items():
         optimizer = build(settings["learning_rate"])
-        full = ld.gradient_descent(problem.loss, start, optimizer, **options)
+        full = ld.gradient_descent(problem, start, optimizer, **options)
         reduced = ld.reduced_descent(reduction, optimizer, strict=name != CONTROL, **options)
         arrays["iteration"] = np.asarray(full.t)
         arrays[f"{name}_difference"] = np.asarray(_differences(reduction, full.observed, reduced.observed))

@@ -49,7 +49,7 @@ def compute(settings: Settings) -> Arrays:
         train, test = read(Path(settings["data"] or folder), settings["seed"])
     name = Path(settings["data"]).resolve().name if settings["data"] else STAND_IN
     counts = f"{train.shape[0]:,} users, {train.shape[1]:,} items, {len(train.values):,} ratings"
-    effects = ratings.model_of(train, ratings.fit_effects(train))
+    effects = ratings.model_of(train, ratings.estimate_effects(train))
     arrays = {
         "data": np.array(f"{name}: {counts}, {len(test.values):,} held out"),
         "effects": np.array(effects.rmse(test) ** 2 / 2),
@@ -59,9 +59,9 @@ def compute(settings: Settings) -> Arrays:
         train.users, train.items, train.values.astype(np.float32), shape=train.shape
     )
     depth, rank = settings["depth"], settings["rank"]
-    top = 1 / float(problem.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
+    top = 1 / float(ld.max_learning_rate(problem, depth=2))  # the edge of two factors is 1/σ_1
     scale = (settings["start"] * top) ** (1 / depth)
-    rate = settings["edge_fraction"] * float(problem.stable_learning_rate(depth=depth))
+    rate = settings["edge_fraction"] * float(ld.max_learning_rate(problem, depth=depth))
     wide = ld.full_widths(*train.shape, depth=depth)
     key = jax.random.key(settings["seed"])
     error = half_squared_error(test)
@@ -124,7 +124,7 @@ def descent(
         return ld.gradient_descent(
             problem.loss,
             network,
-            ld.SGD(rate),
+            ld.GradientDescent(rate),
             steps=steps,
             record_every=settings["record_every"],
             observe=error,

@@ -36,7 +36,7 @@ def compute(settings: Settings) -> Arrays:
             ld.compress(
                 problem, depth=depth, rank=settings["factor"] * len(values), scale=scale
             ),
-            ld.SGD(rate),
+            ld.GradientDescent(rate),
             steps=record_every * settings["records"],
             record_every=record_every,
             observe=lambda weights: ld.spectra.alignment(weights, target),
@@ -46,7 +46,7 @@ def compute(settings: Settings) -> Arrays:
         predicted = ld.theory.mode_trajectory(
             t[:, None], values[None, :], depth=depth, scale=scale
         )
-        fits = ld.spectra.fitted(trajectory.observed, values, value=tolerance)
+        fits = ld.spectra.is_fitted(trajectory.observed, values, value=tolerance)
         for name, array in {
             "time": t,
             "measured": trajectory.observed.singular_values,

@@ -55,7 +55,7 @@ def descent(
     return ld.gradient_descent(
         problem.loss,
         weights,
-        ld.SGD(settings["learning_rate"], alpha=settings.get("alpha", 1.0)),
+        ld.GradientDescent(settings["learning_rate"], alpha=settings.get("alpha", 1.0)),
         steps=settings["steps"],
         record_every=settings["record_every"],
         observe=observe,

@@ -58,7 +58,7 @@ def _linear_updates(settings: Settings) -> np.ndarray:
     run = ld.gradient_descent(
         ld.factorization(target.dense()).loss,
         start,
-        ld.SGD(settings["learning_rate"]),
+        ld.GradientDescent(settings["learning_rate"]),
         steps=settings["linear_steps"],
         record_every=settings["linear_steps"] // settings["records"],
         observe=lambda weights: jax.numpy.linalg.svd(weights[1] - start[1], compute_uv=False),

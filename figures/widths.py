@@ -54,7 +54,7 @@ def compute(settings: Settings) -> Arrays:
         steps = int(np.clip(settings["dense_work"] / d**3, 3, 500))
         _, duration = runs.timed(
             lambda problem=problem, start=start, steps=steps: ld.gradient_descent(
-                problem.loss, start, ld.SGD(rate), steps=steps, record_every=steps, throw=True
+                problem.loss, start, ld.GradientDescent(rate), steps=steps, record_every=steps, throw=True
             ),
             repeats=REPEATS,
         )
@@ -63,7 +63,7 @@ def compute(settings: Settings) -> Arrays:
     r = len(values)
     axes = jnp.eye(2 * r)
     orthogonal = ld.LowRank(axes[:, :r], values, axes[:, r:])
-    limit = fit_times(ld.reduce_identity(orthogonal, depth=depth, scale=scale))
+    limit = fit_times(ld.reduction.reduce_identity(orthogonal, depth=depth, scale=scale))
     return {
         "fit_times": np.array(times),
         "limit": np.asarray(limit),

@@ -3,127 +3,93 @@
 A network is a tuple of weight matrices, input to output. Build a problem (`factorization`), a network
 (`orthogonal`, or `compress` for a narrow one), train it (`gradient_descent`, `gradient_flow`), and
 compare with the closed forms of `theory`. The mathematics is in docs/theory.md.
+
+What is not exported here stands in its room: starts in `initialization`, matrices and their decompositions
+in `linalg`, what solvers train on in `problems`, the law of parsimony in `reduction`, measurements in
+`spectra`. `lowdim_jax.nn`, `.ratings`, `.distributed` and `.baselines` are imported by name.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from lowdim_jax import baselines, ratings, spectra, theory
-from lowdim_jax.completion import (
-    Completion,
-    ObservedCompletion,
-    completion,
-    entries,
-    observed_completion,
-)
-from lowdim_jax.compression import compress, estimate_rank, surrogate
-from lowdim_jax.descent import DescentState, gradient_descent
-from lowdim_jax.factorization import Factorization, factorization
-from lowdim_jax.initialization import (
-    balanced,
-    from_singular_vectors,
-    gaussian,
-    identity,
-    orthogonal,
-    spectral,
-    uniform,
-)
+from lowdim_jax import initialization, linalg, networks, problems, reduction, spectra, theory
+from lowdim_jax.compression import compress
+from lowdim_jax.descent import gradient_descent
+from lowdim_jax.fitting import fit
+from lowdim_jax.initialization import gaussian, orthogonal, spectral
 from lowdim_jax.linalg import LowRank, low_rank
 from lowdim_jax.networks import (
     Weights,
-    activations,
     compressed_widths,
-    count_parameters,
     end_to_end,
-    end_to_end_factors,
+    entries,
     forward,
     full_widths,
+    pad,
     parameter_count,
     roles,
-    validate,
     widths,
 )
-from lowdim_jax.optimizers import SGD, by_role
-from lowdim_jax.recovery import Fit, fit
-from lowdim_jax.reduction import (
-    ReducedFactorization,
-    ReducedLayer,
-    Reduction,
-    cores,
-    reduce,
-    reduce_identity,
-    reduced_descent,
-    sample,
+from lowdim_jax.optimizers import GradientDescent, by_role
+from lowdim_jax.problems import (
+    Problem,
+    completion,
+    factorization,
+    gaussian_measurements,
+    max_learning_rate,
+    observed_completion,
+    random_target,
+    sensing,
+    separated_target,
 )
-from lowdim_jax.sensing import Sensing, gaussian_measurements, sensing
-from lowdim_jax.sweep import Sweep, pad, sweep
-from lowdim_jax.targets import random_target, regression_target, separated_target, whiten
-from lowdim_jax.trajectory import Status, Trajectory
+from lowdim_jax.reduction import reduce, reduced_descent, sample
+from lowdim_jax.sweeps import sweep
+from lowdim_jax.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from lowdim_jax.flow import gradient_flow
 
 __all__ = [
-    "SGD",
-    "Completion",
-    "DescentState",
-    "Factorization",
-    "Fit",
+    "GradientDescent",
     "LowRank",
-    "ObservedCompletion",
-    "ReducedFactorization",
-    "ReducedLayer",
-    "Reduction",
-    "Sensing",
-    "Status",
-    "Sweep",
+    "Problem",
     "Trajectory",
     "Weights",
-    "activations",
-    "balanced",
-    "baselines",
     "by_role",
     "completion",
     "compress",
     "compressed_widths",
-    "cores",
-    "count_parameters",
     "end_to_end",
-    "end_to_end_factors",
     "entries",
-    "estimate_rank",
     "factorization",
     "fit",
     "forward",
-    "from_singular_vectors",
     "full_widths",
     "gaussian",
     "gaussian_measurements",
     "gradient_descent",
     "gradient_flow",
-    "identity",
+    "initialization",
+    "linalg",
     "low_rank",
+    "max_learning_rate",
+    "networks",
     "observed_completion",
     "orthogonal",
     "pad",
     "parameter_count",
+    "problems",
     "random_target",
-    "ratings",
     "reduce",
-    "reduce_identity",
     "reduced_descent",
-    "regression_target",
+    "reduction",
     "roles",
     "sample",
     "sensing",
     "separated_target",
     "spectra",
     "spectral",
-    "surrogate",
     "sweep",
     "theory",
-    "uniform",
-    "validate",
-    "whiten",
     "widths",
 ]
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 
-from lowdim_jax.completion import Groups, ObservedCompletion
+from lowdim_jax.fitting import Fit, fit
 from lowdim_jax.initialization import gaussian
 from lowdim_jax.networks import Weights
-from lowdim_jax.recovery import Fit, fit
+from lowdim_jax.problems.groups import Groups
+from lowdim_jax.problems.matrix_completion import ObservedCompletion
 
 
 def alternating_minimization(

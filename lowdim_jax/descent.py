@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lowdim_jax._tracing import as_pytree, is_traced
-from lowdim_jax.optimizers import SGD
+from lowdim_jax._host import as_pytree, is_traced
+from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.problems.base import Problem, loss_of, max_learning_rate
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
 
@@ -27,42 +28,42 @@ class DescentState(NamedTuple):
 
 class _History(NamedTuple):
     count: jax.Array
-    t: jax.Array
+    steps: jax.Array
     losses: jax.Array
     observed: Any
 
 
 def gradient_descent(
-    loss: Callable,
+    objective: Problem | Callable,
     weights: Any,
-    optimizer: SGD | optax.GradientTransformation,
+    optimizer: GradientDescent | optax.GradientTransformation,
     /,
     *,
     steps: int,
     record_every: int = 1,
     observe: Callable | None = None,
     tolerance: float | None = None,
-    progress: Callable[[DescentState], bool | None] | None = None,
-    progress_every: int | None = None,
+    callback: Callable[[DescentState], bool | None] | None = None,
+    callback_every: int | None = None,
     throw: bool = False,
 ) -> Trajectory:
     """Train `weights` for `steps` steps of `W ← W − η ∇ℓ(W)`, recording every `record_every`.
 
     Composes with `jit` and `vmap`: the loop is compiled once for each structure and shape, whatever
-    the values of weights, target, `η` and `α` (those of `SGD`; an optax optimizer is compiled once an
+    the values of weights, target, `η` and `α` (those of `GradientDescent`; an optax optimizer is compiled once an
     object).
 
     Parameters
     ----------
-    loss
-        Function of the weights, for example `problem.loss`. The arrays of the problem it is bound to
-        are traced, not compiled in.
+    objective
+        A problem, or a function of the weights. A problem's arrays are traced, not compiled in; so are those
+        of a function that is a problem's method or a `jax.tree_util.Partial`.
     weights
         Pytree of initial weights, a tuple of matrices for a deep linear network; or a `DescentState`
-        that an earlier run with this loss and optimizer handed to `progress`, to go on from: in the
+        that an earlier run with this objective and optimizer handed to `callback`, to go on from: in the
         same chunks the run is then bitwise the one that was not interrupted.
     optimizer
-        `SGD(η, alpha=α, …)`, or any optax optimizer (`by_role` for discrepant rates of one).
+        `GradientDescent(η, alpha=α, …)`, or any optax optimizer (`by_role` for discrepant rates of one).
     steps, record_every
         Number of steps, and steps between records. Records are at steps `0, k, 2k, …` and at the
         last one.
@@ -71,8 +72,8 @@ def gradient_descent(
         `lambda weights: weights` records the weights themselves.
     tolerance
         Stop at the first record whose loss is at most this.
-    progress
-        Called with a `DescentState` every `progress_every` steps (by default a hundredth of the run,
+    callback
+        Called with a `DescentState` every `callback_every` steps (by default a hundredth of the run,
         rounded up to a record); the run stops where it returns True. Not under `jit` or `vmap`.
     throw
         Raise `RuntimeError` where the run diverges, instead of only saying so in the status.
@@ -85,7 +86,7 @@ def gradient_descent(
     Raises
     ------
     ValueError
-        If `steps` is negative, or `record_every` or `progress_every` is below one.
+        If `steps` is negative, or `record_every` or `callback_every` is below one.
 
     Notes
     -----
@@ -95,22 +96,22 @@ def gradient_descent(
     for name, value, least in (
         ("steps", steps, 0),
         ("record_every", record_every, 1),
-        ("progress_every", progress_every, 1),
+        ("callback_every", callback_every, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{name}={value}, expected at least {least}")
     tolerance = -jnp.inf if tolerance is None else tolerance
-    rule = optimizer if isinstance(optimizer, SGD) else _Static(optimizer)
-    settings = (as_pytree(loss), rule, None if observe is None else as_pytree(observe))
+    rule = optimizer if isinstance(optimizer, GradientDescent) else _Static(optimizer)
+    settings = (as_pytree(loss_of(objective)), rule, None if observe is None else as_pytree(observe))
 
     state = weights
     if not isinstance(weights, DescentState):
         state = jax.jit(initial_state)(*settings[:2], weights)
     history = _no_records(settings[2], state, rows=-(-steps // record_every) + 1)
-    if progress is None:
+    if callback is None:
         state, history, status = _advance(*settings, state, history, steps, record_every, tolerance)
     else:
-        chunk = record_every * max(1, -(-(progress_every or steps // 100) // record_every))
+        chunk = record_every * max(1, -(-(callback_every or steps // 100) // record_every))
         stopped, status = False, Status.COMPLETED
         while not stopped and status == Status.COMPLETED:
             before = int(state.step)
@@ -119,20 +120,20 @@ def gradient_descent(
             status = Status(int(status))
             if int(state.step) == before:
                 break
-            stopped = bool(progress(state))
+            stopped = bool(callback(state))
         if stopped and status == Status.COMPLETED:
             status = Status.STOPPED
         status = jax.device_put(np.int32(status))
     trajectory = Trajectory(
-        t=history.t,
         losses=history.losses,
         observed=history.observed,
         weights=state.weights,
         status=status,
         count=history.count,
-        steps=state.step,
+        num_steps=state.step,
+        steps=history.steps,
     )
-    trajectory = _with_stability_hint(trim(trajectory), loss, optimizer)
+    trajectory = _with_stability_hint(trim(trajectory), objective, optimizer)
     return trajectory.raise_if_failed() if throw else trajectory
 
 
@@ -141,6 +142,14 @@ def initial_state(loss: Callable, optimizer, weights, /) -> DescentState:
     value, gradient = jax.value_and_grad(loss)(weights)
     start = jnp.zeros((), jnp.int32)
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
+
+
+def take_step(loss: Callable, optimizer, state: DescentState, /) -> DescentState:
+    """State after one more step."""
+    updates, optimizer_state = optimizer.update(state.gradient, state.optimizer_state, state.weights)
+    weights = optax.apply_updates(state.weights, updates)
+    value, gradient = jax.value_and_grad(loss)(weights)
+    return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
 
 
 def _no_records(observe, state: DescentState, *, rows: int) -> _History:
@@ -156,15 +165,7 @@ def _advance(loss, optimizer, observe, state, history, end, record_every, tolera
 
     The state that it starts from is recorded, too, in place of the last record: that of the same state.
     """
-    value_and_grad = jax.value_and_grad(loss)
-
-    def step(state):
-        updates, optimizer_state = optimizer.update(
-            state.gradient, state.optimizer_state, state.weights
-        )
-        weights = optax.apply_updates(state.weights, updates)
-        value, gradient = value_and_grad(weights)
-        return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
+    step = partial(take_step, loss, optimizer)
 
     def steps_to_next_record(carry):
         state, history = carry
@@ -212,15 +213,13 @@ class _Static:
             return self.value.update(gradient, state, weights)
 
 
-def _with_stability_hint(trajectory: Trajectory, loss, optimizer) -> Trajectory:
+def _with_stability_hint(trajectory: Trajectory, objective, optimizer) -> Trajectory:
     """Add to a concrete run that diverged the learning rate its problem says would be stable."""
-    problem = getattr(loss, "__self__", None)
-    edge_of = getattr(problem, "stable_learning_rate", None)
-    if is_traced(trajectory.status) or edge_of is None or not isinstance(optimizer, SGD):
+    if is_traced(trajectory.status) or not isinstance(objective, Problem):
         return trajectory
-    if int(trajectory.status) != Status.DIVERGED:
+    if int(trajectory.status) != Status.DIVERGED or not isinstance(optimizer, GradientDescent):
         return trajectory
-    edge = edge_of(depth=len(trajectory.weights), alpha=optimizer.alpha)
+    edge = max_learning_rate(objective, depth=len(trajectory.weights), alpha=optimizer.alpha)
     return replace(
         trajectory,
         hint=f"the learning rate is {float(optimizer.learning_rate):g}, and gradient descent is "

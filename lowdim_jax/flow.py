@@ -12,9 +12,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from lowdim_jax._host import as_pytree, is_traced
 from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
-from lowdim_jax._tracing import as_pytree, is_traced
 from lowdim_jax.networks import roles
+from lowdim_jax.problems.base import Problem, loss_of, max_learning_rate
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
 EXPLICIT_BUDGET = 20_000
@@ -24,7 +25,7 @@ _STABILITY_INTERVAL = 3.3
 
 
 def gradient_flow(
-    loss: Callable,
+    objective: Problem | Callable,
     weights: Any,
     times: Float[Array, " n"],
     /,
@@ -43,8 +44,8 @@ def gradient_flow(
 
     Parameters
     ----------
-    loss
-        Function of the weights, for example `problem.loss`.
+    objective
+        A problem, or a function of the weights.
     weights
         Initial weights at time 0: a tuple, one entry a layer.
     times
@@ -55,8 +56,8 @@ def gradient_flow(
         `"explicit"`: Dormand and Prince's method of order 8. Its steps are limited by the fastest rate of
         the components fitted already, while it waits for the last one (docs/theory.md 2.6).
         `"implicit"`: a Rosenbrock method of order 5 with matrix-free linear solves, for deep networks
-        and small initializations. `"auto"`: explicit unless `loss` is the method of a problem that
-        predicts more than 20,000 explicit steps; explicit under `jit`.
+        and small initializations. `"auto"`: explicit unless `objective` is a problem whose largest
+        stable learning rate predicts more than 20,000 explicit steps; explicit under `jit`.
     rtol, atol
         Error per step allowed, relative to the size of a row or column of a layer (of an entry, where a
         layer is a vector) and absolute. `atol` is by default `rtol / 10` times the root mean square of
@@ -90,14 +91,14 @@ def gradient_flow(
         raise ValueError(f"max_steps={max_steps}, expected at least 1")
     end = times[-1]
     times = jnp.asarray(times)
-    rate = _fastest_rate(loss, weights, alpha, end)
+    rate = _fastest_rate(objective, weights, alpha, end)
     if solver == "auto":
         predicted = 0.0 if rate is None else float(end) * rate / _STABILITY_INTERVAL
         solver = "implicit" if predicted > EXPLICIT_BUDGET else "explicit"
     if max_steps is None:
         max_steps = 50_000 if solver == "implicit" else 200_000
     trajectory, reached = _integrate(
-        as_pytree(loss),
+        as_pytree(loss_of(objective)),
         weights,
         times,
         alpha,
@@ -176,13 +177,13 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
         int(Status.SOLVER_FAILED),
     )
     trajectory = Trajectory(
-        t=jnp.where(recorded, times, jnp.nan),
         losses=losses,
         observed=observed[0] if observed else (),
         weights=unravel(solution.ys[1][0]),
         status=status,
         count=jnp.sum(recorded),
-        steps=solution.stats["num_steps"],
+        num_steps=solution.stats["num_steps"],
+        times=jnp.where(recorded, times, jnp.nan),
     )
     return trajectory, solution.ts[1][0] * end
 
@@ -225,15 +226,12 @@ def _check_times(times) -> None:
         raise ValueError("times is not an increasing sequence of non-negative finite times")
 
 
-def _fastest_rate(loss, weights, alpha, end) -> float | None:
-    """Fastest rate `2 / edge` of the flow at its minimum, where the problem can tell it."""
-    problem = getattr(loss, "__self__", None)
-    edge_of = getattr(problem, "stable_learning_rate", None)
-    if edge_of is None or is_traced(problem, weights, alpha, end):
+def _fastest_rate(objective, weights, alpha, end) -> float | None:
+    """Fastest rate `2 / edge` of the flow at its minimum, where there is a problem that can tell it."""
+    if not isinstance(objective, Problem) or is_traced(objective, weights, alpha, end):
         return None
     with jax.ensure_compile_time_eval():
-        edge = edge_of(depth=len(weights), alpha=alpha)
-        return float(2 / jnp.min(edge))
+        return float(2 / jnp.min(max_learning_rate(objective, depth=len(weights), alpha=alpha)))
 
 
 def _why(trajectory: Trajectory, reached: float, end: float, rate, solver: str) -> str:

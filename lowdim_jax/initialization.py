@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import as_array, is_traced, on_host
+from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, extend_orthonormal, svd
 from lowdim_jax.networks import Weights, compressed_widths
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # which loads its parts on first use
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import as_array, is_traced, on_host
+from lowdim_jax._host import as_array, is_traced, on_host
 
 
 @jax.tree_util.register_dataclass
@@ -107,8 +107,8 @@ def spectral_norm(matrix: jax.Array | np.ndarray, /):
     return here.__array_namespace__().linalg.norm(here, ord=2)
 
 
-def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
-    """Leading `rank` singular triplets of a dense, `LowRank`, or SciPy sparse matrix.
+def leading_svd(matrix, rank: int | None = None, /, *, dtype=None) -> LowRank:
+    """Leading `rank` singular triplets of a dense, `LowRank`, or SciPy sparse matrix; all by default.
 
     A dense matrix much larger than `rank` is first tried for having few components (Halko, Martinsson
     and Tropp 2011, algorithm 4.1): if so, `O(d_out d_in rank)` operations give them to rounding, and
@@ -123,8 +123,11 @@ def leading_svd(matrix, rank: int, /, *, dtype=None) -> LowRank:
     ValueError
         If `rank` is not between 1 and the smaller side.
     """
+    rank = min(matrix.shape) if rank is None else rank
     if not 1 <= rank <= min(matrix.shape):
         raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ {min(matrix.shape)}")
+    if isinstance(matrix, LowRank):
+        return matrix.truncate(rank)
     if not is_sparse(matrix):
         few = _svd_within(on_host(matrix), 2 * rank) if 8 * rank <= min(matrix.shape) else None
         return (svd(matrix) if few is None else few).truncate(rank)
@@ -245,3 +248,71 @@ def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:
         raise ValueError(
             f"{name} has {len(bad)} entries that are NaN or infinite, the first at index {index}"
         )
+
+
+def estimate_rank(
+    matrix: jax.Array | LowRank,
+    /,
+    *,
+    energy: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> int:
+    """Number of components a matrix has, at least one, by one of three stated rules.
+
+    Parameters
+    ----------
+    matrix
+        Concrete, dense or `LowRank`.
+    energy
+        If given: the smallest `k` whose leading components hold this fraction of `Σ σ_i²`.
+    rtol
+        Otherwise: the number of `σ_i > rtol · σ_1`. By default `max(d_out, d_in)` times the rounding
+        unit, the numerical rank.
+    atol
+        The number of `σ_i > atol`, for example a level of noise.
+
+    Raises
+    ------
+    ValueError
+        If two rules are given, or `energy` is not in `(0, 1]`.
+    """
+    rules = {"energy": energy, "rtol": rtol, "atol": atol}
+    given = {name: value for name, value in rules.items() if value is not None}
+    if len(given) > 1:
+        several = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{several} are two rules: give one of them")
+    for name in ("rtol", "atol"):
+        if not given.get(name, 0) >= 0:
+            raise ValueError(f"{name}={given[name]}, expected a non-negative tolerance")
+    matrix = as_matrix("matrix", matrix)
+    with jax.ensure_compile_time_eval():  # so that it works on concrete values under `jit`, too
+        sigma = np.asarray(svd(matrix).singular_values)
+    if energy is None:
+        rtol = max(matrix.shape) * float(np.finfo(sigma.dtype).eps) if rtol is None else rtol
+        return max(1, int(np.sum(sigma > (rtol * sigma[0] if atol is None else atol))))
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}, expected a fraction in (0, 1]")
+    held = np.cumsum(sigma**2) / np.sum(sigma**2)
+    return min(int(np.sum(held < energy)) + 1, len(sigma))
+
+
+def subspace_angles(a: Float[Array, "d k"], b: Float[Array, "d m"], /) -> Float[Array, " n"]:
+    """Principal angles between the column spaces of two matrices, in radians, descending.
+
+    Accurate for small and for large angles alike: cosines where they are small, sines elsewhere
+    (Björck and Golub 1973; Knyazev and Argentati 2002). Returns `min(k, m)` angles; both matrices
+    must have full column rank.
+    """
+    if a.shape[0] != b.shape[0]:
+        raise ValueError(f"a and b have shapes {a.shape} and {b.shape}, expected as many rows in both")
+    if a.shape[1] < b.shape[1]:
+        a, b = b, a
+    q_a, _ = jnp.linalg.qr(a)
+    q_b, _ = jnp.linalg.qr(b)
+    overlap = q_a.T @ q_b
+    cosines = jnp.linalg.svd(overlap, compute_uv=False)[::-1]
+    sines = jnp.linalg.svd(q_b - q_a @ overlap, compute_uv=False)
+    from_sine = jnp.arcsin(jnp.clip(sines, 0, 1))
+    from_cosine = jnp.arccos(jnp.clip(cosines, 0, 1))
+    return jnp.where(sines**2 <= 0.5, from_sine, from_cosine)

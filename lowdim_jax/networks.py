@@ -11,6 +11,7 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 Weights = tuple[Float[Array, "out in"], ...]
@@ -116,19 +117,33 @@ def activations(
     return tuple(outputs)
 
 
-def roles(weights: Sequence, /) -> tuple[str, ...]:
+def roles(weights: Sequence, /) -> Sequence[str]:
     """Role of each layer: `"outer"` for the first and the last, `"middle"` between.
 
     The outer factors of a compressed network carry the singular vectors, the middle ones the
-    spectrum; discrepant learning rates are set by role (docs/theory.md 1.4).
+    spectrum; discrepant learning rates are set by role (docs/theory.md 1.4). A tuple for a tuple, a list for
+    a list.
+
+    Raises
+    ------
+    ValueError
+        If `weights` is neither.
+
+    >>> roles(("W_1", "W_2", "W_3"))
+    ('outer', 'middle', 'outer')
     """
-    return tuple(
-        "outer" if index in (0, len(weights) - 1) else "middle" for index in range(len(weights))
-    )
+    if not isinstance(weights, tuple | list):
+        raise ValueError(
+            f"weights is a {type(weights).__name__}, expected a tuple or a list of layers: their roles go by "
+            "position"
+        )
+    last = len(weights) - 1
+    names = ("outer" if index in (0, last) else "middle" for index in range(last + 1))
+    return list(names) if isinstance(weights, list) else tuple(names)
 
 
 def parameter_count(weights: Sequence[jax.Array], /) -> int:
-    """Number of entries of all weights."""
+    """Number of entries of all weights, `Σ_l d_l d_{l−1}`; of their `jax.eval_shape`, too."""
     return sum(prod(weight.shape) for weight in weights)
 
 
@@ -160,12 +175,42 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
     return (d_in, *(rank,) * (depth - 1), d_out)
 
 
-def count_parameters(widths: Sequence[int], /) -> int:
-    """Number of parameters `Σ_l d_l d_{l−1}` of a network of these widths."""
-    return sum(before * after for before, after in pairwise(widths))
-
-
 def check_depth(depth: int, /, *, least: int = 1) -> None:
     """Raise `ValueError` unless `depth` is an integer of at least `least`."""
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < least:
         raise ValueError(f"depth={depth!r}, expected an integer of at least {least}")
+
+
+def entries(
+    weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
+) -> Float[Array, " n"]:
+    """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`."""
+    a, b = end_to_end_factors(weights)
+    return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
+
+
+def pad(weights, rank: int, /):
+    """A network with zero rows and columns added up to hidden width `rank`: it trains as before.
+
+    The gradient of what is added is zero as long as it is zero on both sides, so that the padded network
+    is the same one exactly, and networks of several ranks r̂ have one shape.
+
+    Raises
+    ------
+    ValueError
+        If a hidden layer is wider than `rank`.
+    """
+    wide = max(weight.shape[0] for weight in weights[:-1])
+    if wide > rank:
+        raise ValueError(f"rank={rank}, expected at least the hidden width {wide}")
+    last = len(weights) - 1
+    return tuple(
+        jnp.pad(
+            weight,
+            (
+                (0, 0 if layer == last else rank - weight.shape[0]),
+                (0, 0 if layer == 0 else rank - weight.shape[1]),
+            ),
+        )
+        for layer, weight in enumerate(weights)
+    )

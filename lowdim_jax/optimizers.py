@@ -12,10 +12,10 @@ from lowdim_jax.networks import roles
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SGD:
+class GradientDescent:
     """Gradient descent, `η` on the middle layers and `α η` on the first and the last.
 
-    Has the interface of an `optax.GradientTransformation` (`init`, `update`), but its numbers are
+    Weights are a tuple or a list of layers, each an array or any pytree of arrays. Has the interface of an `optax.GradientTransformation` (`init`, `update`), but its numbers are
     traced: changing them does not recompile, and `vmap` maps over them. Momentum, Nesterov momentum
     and weight decay are optax's; these are the optimizers under which the law of parsimony is exact
     (docs/theory.md 3.2).
@@ -57,11 +57,11 @@ class SGD:
         direction: Any
         direction, state = self._direction().update(gradient, state, weights)
         rate = {"outer": -self.alpha * self.learning_rate, "middle": -self.learning_rate}
-        updates = tuple(
-            jax.tree.map(lambda leaf, role=role: jnp.asarray(rate[role], leaf.dtype) * leaf, layer)
-            for layer, role in zip(direction, roles(weights), strict=True)
-        )
-        return updates, state
+
+        def scaled(role, layer):
+            return jax.tree.map(lambda leaf: jnp.asarray(rate[role], leaf.dtype) * leaf, layer)
+
+        return jax.tree.map(scaled, roles(weights), direction), state
 
 
 def by_role(

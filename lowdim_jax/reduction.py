@@ -22,16 +22,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import is_traced
-from lowdim_jax.compression import estimate_rank
+from lowdim_jax._host import is_traced
 from lowdim_jax.descent import gradient_descent
-from lowdim_jax.factorization import factorization
 from lowdim_jax.initialization import check_scale
-from lowdim_jax.linalg import LowRank, check_finite, frobenius_norm, svd
+from lowdim_jax.linalg import LowRank, check_finite, estimate_rank, frobenius_norm, svd
 from lowdim_jax.networks import Weights, check_depth, check_fits, end_to_end, widths
-from lowdim_jax.optimizers import SGD
-from lowdim_jax.targets import random_target
-from lowdim_jax.theory import edge_of_stability
+from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.problems.matrix_factorization import factorization
+from lowdim_jax.problems.targets import random_target
 from lowdim_jax.trajectory import Trajectory
 
 
@@ -70,6 +68,11 @@ class ReducedFactorization:
     target: LowRank
     bulk_count: Float[Array, ""]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the core's end-to-end matrix."""
+        return self.target.shape
+
     def loss(self, layers: Sequence[ReducedLayer], /) -> Float[Array, ""]:
         """Loss of the full network, `½‖z_L ⋯ z_1 − B_Lᵀ Φ B_0‖_F² + ½ n (Π_l ρ_l)²`.
 
@@ -84,9 +87,9 @@ class ReducedFactorization:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F` of the full network."""
         return jnp.sqrt(2 * self.loss(layers)) / frobenius_norm(self.target)
 
-    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
-        """Largest `η` at which gradient descent converges: the full network's (docs/theory.md 5.1, 5.2)."""
-        return edge_of_stability(self.target.singular_values[0], depth=depth, alpha=alpha)
+    def surrogate(self, rank: int | None = None, /) -> LowRank:
+        """Leading `rank` components of the core's target: its largest stable rate is the full network's."""
+        return self.target if rank is None else self.target.truncate(rank)
 
 
 @jax.tree_util.register_dataclass
@@ -265,7 +268,7 @@ def sample(
 
 def reduced_descent(
     reduction: Reduction,
-    optimizer: SGD | optax.GradientTransformation,
+    optimizer: GradientDescent | optax.GradientTransformation,
     /,
     *,
     strict: bool = True,
@@ -276,7 +279,7 @@ def reduced_descent(
     Parameters
     ----------
     optimizer
-        `SGD`: plain, with momentum, Nesterov momentum, weight decay or discrepant rates, under all of
+        `GradientDescent`: plain, with momentum, Nesterov momentum, weight decay or discrepant rates, under all of
         which the law is exact.
     strict
         Refuse other optimizers. Adam, for one, is not rotation-equivariant: it moves the entries of the
@@ -287,15 +290,15 @@ def reduced_descent(
     Raises
     ------
     ValueError
-        For an optimizer other than `SGD`, unless `strict=False`.
+        For an optimizer other than `GradientDescent`, unless `strict=False`.
     """
-    if strict and not isinstance(optimizer, SGD):
+    if strict and not isinstance(optimizer, GradientDescent):
         raise ValueError(
-            f"optimizer is a {type(optimizer).__name__}, expected SGD: the law of parsimony holds for "
+            f"optimizer is a {type(optimizer).__name__}, expected GradientDescent: the law of parsimony holds for "
             "updates that rotate with the weights, not for entrywise ones as Adam's; "
             "strict=False trains the reduced network all the same"
         )
-    return gradient_descent(reduction.problem.loss, reduction.layers, optimizer, **options)
+    return gradient_descent(reduction.problem, reduction.layers, optimizer, **options)
 
 
 def _narrowest(spaces: Sequence[int]) -> int:

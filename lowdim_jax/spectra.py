@@ -74,7 +74,7 @@ def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"
     return jnp.sum((a.T @ target.left) * (b @ target.right), axis=0)
 
 
-def fitted(
+def is_fitted(
     measured: Alignment, targets: Float[Array, " r"], /, *, value=0.05, vector=0.05
 ) -> Bool[Array, "*n r"]:
     """Whether component `i` counts as fitted at each record (docs/theory.md 1.6).
@@ -103,7 +103,7 @@ def dormant(sigma: Float[Array, "*n r"], targets: Float[Array, " r"], /, *, valu
 def first_time(t: Float[Array, " n"], holds: Bool[Array, "n r"], /) -> Float[Array, " r"]:
     """First recorded time from which on a condition holds to the end; `inf` where it never does.
 
-    With `holds = fitted(…)` these are the measured fit times `t_i`, to the resolution of the records.
+    With `holds = is_fitted(…)` these are the measured fit times `t_i`, to the resolution of the records.
     """
     from_here_on = jnp.flip(jnp.cumprod(jnp.flip(holds, axis=0), axis=0), axis=0).astype(bool)
     ever = from_here_on[-1]
@@ -128,25 +128,6 @@ def crossing_time(t: Float[Array, " n"], values: Float[Array, "n r"], level, /):
     return jnp.where(jnp.any(reached, axis=0), between, jnp.inf)
 
 
-def subspace_angles(a: Float[Array, "d k"], b: Float[Array, "d m"], /) -> Float[Array, " n"]:
-    """Principal angles between the column spaces of two matrices, in radians, descending.
-
-    Accurate for small and for large angles alike: cosines where they are small, sines elsewhere
-    (Björck and Golub 1973; Knyazev and Argentati 2002). Returns `min(k, m)` angles; both matrices
-    must have full column rank.
-    """
-    if a.shape[0] != b.shape[0]:
-        raise ValueError(f"a and b have shapes {a.shape} and {b.shape}, expected as many rows in both")
-    if a.shape[1] < b.shape[1]:
-        a, b = b, a
-    q_a, _ = jnp.linalg.qr(a)
-    q_b, _ = jnp.linalg.qr(b)
-    overlap = q_a.T @ q_b
-    cosines = jnp.linalg.svd(overlap, compute_uv=False)[::-1]
-    sines = jnp.linalg.svd(q_b - q_a @ overlap, compute_uv=False)
-    from_sine = jnp.arcsin(jnp.clip(sines, 0, 1))
-    from_cosine = jnp.arccos(jnp.clip(cosines, 0, 1))
-    return jnp.where(sines**2 <= 0.5, from_sine, from_cosine)
 
 
 def effective_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:

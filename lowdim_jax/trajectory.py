@@ -1,7 +1,8 @@
 """What a solver returns: the recorded history of a run and how the run ended."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lowdim_jax._tracing import as_array, is_traced, on_host
+from lowdim_jax._host import as_array, is_traced, on_host
 
 
 class Status(IntEnum):
@@ -26,11 +27,16 @@ class Status(IntEnum):
     SOLVER_FAILED = 4
     """The ODE solver could not take a step (step size or nonlinear solve failed)."""
     STOPPED = 5
-    """The caller's `progress` asked to stop."""
+    """The caller's `callback` asked to stop."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("losses", "observed", "weights", "status", "count", "num_steps", "steps", "times"),
+    meta_fields=(),
+    drop_fields=("hint",),
+)
+@dataclass(frozen=True, repr=False)
 class Trajectory:
     """Recorded history of a training run, one row a record.
 
@@ -39,9 +45,6 @@ class Trajectory:
 
     Attributes
     ----------
-    t
-        `(n,)`: step numbers for gradient descent, times for gradient flow. Step `k` of learning rate
-        `η` corresponds to time `η k`.
     losses
         `(n,)`: loss at each record.
     observed
@@ -52,18 +55,38 @@ class Trajectory:
         A `Status`, as an integer array.
     count
         Number of records.
-    steps
+    num_steps
         Steps the solver took. For gradient descent that diverged: the step whose loss was not finite.
+    steps
+        `(n,)`: step numbers of the records of gradient descent; None for gradient flow. Step `k` of learning
+        rate `η` corresponds to time `η k`.
+    times
+        `(n,)`: times of the records of gradient flow; None for gradient descent.
+    hint
+        What would help a run that failed, in words. No part of the pytree: it stays behind where
+        `jax.tree.map` makes another trajectory of this one.
     """
 
-    t: Float[Array, " n"] | Int[Array, " n"]
     losses: Float[Array, " n"]
     observed: Any
     weights: Any
     status: Int[Array, ""]
     count: Int[Array, ""]
-    steps: Int[Array, ""]
-    hint: str = field(default="", metadata={"static": True})
+    num_steps: Int[Array, ""]
+    steps: Int[Array, " n"] | None = None
+    times: Float[Array, " n"] | None = None
+    hint: str = ""
+
+    def __repr__(self) -> str:
+        """Status, records and shapes; the arrays themselves are not printed."""
+        shapes = jax.tree.map(lambda leaf: "×".join(map(str, jnp.shape(leaf))), (self.weights, self.observed))
+        if is_traced(self) or jnp.ndim(self.status):
+            told = f"{jnp.shape(self.losses)} losses"
+        else:
+            told = f"{self.message}; {int(self.count)} records"
+            if int(self.count):
+                told += f", loss {float(self.losses[0]):.4g} → {float(self.losses[int(self.count) - 1]):.4g}"
+        return f"Trajectory({told}; weights {shapes[0]}, observed {shapes[1]})"
 
     @property
     def ok(self) -> bool:
@@ -74,12 +97,13 @@ class Trajectory:
     @property
     def message(self) -> str:
         """One sentence on how the run ended."""
-        status, steps, last = Status(int(self.status)), int(self.steps), int(self.count) - 1
-        recorded = float(np.asarray(self.t)[last]) if last >= 0 else float("nan")
+        status, steps, last = Status(int(self.status)), int(self.num_steps), int(self.count) - 1
+        at = self.steps if self.times is None else self.times
+        recorded = float(np.asarray(at)[last]) if last >= 0 else float("nan")
         text = {
             Status.COMPLETED: f"completed: {steps} steps",
             Status.REACHED_TOLERANCE: f"reached the loss tolerance after {steps} steps",
-            Status.STOPPED: f"stopped by progress after {steps} steps",
+            Status.STOPPED: f"stopped by its callback after {steps} steps",
             Status.DIVERGED: f"diverged: the loss is not finite at step {steps}",
             Status.OUT_OF_STEPS: f"out of steps: the budget of {steps} steps ended after t = "
             f"{recorded:g}",
@@ -105,8 +129,8 @@ def trim(trajectory: Trajectory) -> Trajectory:
     if is_traced(trajectory.count) or trajectory.count.ndim:
         return trajectory
     count = int(trajectory.count)
-    if count == len(trajectory.t):
+    if count == len(trajectory.losses):
         return trajectory
-    history = on_host((trajectory.t, trajectory.losses, trajectory.observed))
-    t, losses, observed = jax.tree.map(lambda leaf: as_array(leaf[:count]), history)
-    return replace(trajectory, t=t, losses=losses, observed=observed)
+    names = ("steps", "times", "losses", "observed")
+    history = on_host({name: getattr(trajectory, name) for name in names})
+    return replace(trajectory, **jax.tree.map(lambda leaf: as_array(leaf[:count]), history))

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks.collectives import collectives
+from lowdim_jax.distributed.checkpoints import Checkpoints
 
 import lowdim_jax as ld
-from lowdim_jax._tracing import as_pytree
+from lowdim_jax._host import as_pytree
 from lowdim_jax.descent import initial_state
 from lowdim_jax.distributed import sharded
-from lowdim_jax.distributed.checkpoints import Checkpoints
 
 SHAPE = (37, 23)  # rows that do not come out even on 2, 4 or 8 devices
 DEVICES = (1, 2, 4, 8)
@@ -54,9 +54,9 @@ def test_completion_trains_as_on_one_device(count, momentum):
     one = ld.observed_completion(*entries(without=range(5, 11)), shape=SHAPE)
     problem = on_devices(count, without=range(5, 11))  # the second of eight devices has no entry
     weights = ld.compress(one, depth=3, scale=0.5, rank=6)
-    optimizer = ld.SGD(0.4 * one.stable_learning_rate(depth=3, alpha=2.0), alpha=2.0, momentum=momentum)
+    optimizer = ld.GradientDescent(0.4 * ld.max_learning_rate(one, depth=3, alpha=2.0), alpha=2.0, momentum=momentum)
     reference = ld.gradient_descent(one.loss, weights, optimizer, steps=50)
-    run = ld.gradient_descent(problem.loss, problem.place(weights), optimizer, steps=50)
+    run = ld.gradient_descent(problem, problem.place(weights), optimizer, steps=50)
     assert reference.losses[-1] < 0.5 * reference.losses[0]
     assert_same_run(run, reference, problem.gather(run.weights))
     assert run.weights[-1].sharding.shard_shape(run.weights[-1].shape) == (-(-37 // count), 6)
@@ -91,9 +91,9 @@ def test_sensing_trains_as_on_one_device(count):
 
     one, problem = ld.sensing(measurements, truth=target), ld.sensing(spread, truth=target)
     weights = ld.compress(one, depth=3, scale=0.3, rank=4)
-    optimizer = ld.SGD(0.3 * one.stable_learning_rate(depth=3))
+    optimizer = ld.GradientDescent(0.3 * ld.max_learning_rate(one, depth=3))
     reference = ld.gradient_descent(one.loss, weights, optimizer, steps=50)
-    run = ld.gradient_descent(problem.loss, weights, optimizer, steps=50)
+    run = ld.gradient_descent(problem, weights, optimizer, steps=50)
     assert reference.losses[-1] < 0.5 * reference.losses[0]
     assert_same_run(run, reference, run.weights)
 
@@ -103,9 +103,9 @@ def test_measurements_of_ones_own_are_spread_with_their_labels():
     matrices, labels = rng.standard_normal((29, 4, 5)), rng.standard_normal(29)
     parts = (sharded.spread(part, length=29, mesh=devices(8)) for part in (matrices, labels))
     problem, one = ld.sensing(*parts), ld.sensing(matrices, labels)
-    np.testing.assert_allclose(problem.surrogate(), one.surrogate(), rtol=1e-12)
+    np.testing.assert_allclose(problem.surrogate_matrix(), one.surrogate_matrix(), rtol=1e-12)
     np.testing.assert_allclose(
-        problem.stable_learning_rate(depth=3), one.stable_learning_rate(depth=3), rtol=1e-12
+        ld.max_learning_rate(problem, depth=3), ld.max_learning_rate(one, depth=3), rtol=1e-12
     )
     weights = ld.compress(one, depth=2, scale=0.3, rank=2)
     np.testing.assert_allclose(problem.loss(weights), one.loss(weights), rtol=1e-12)
@@ -121,7 +121,7 @@ def test_a_completion_step_sums_the_column_factor_and_nothing_else(depth):
 
     @jax.jit
     def train(weights):
-        return ld.gradient_descent(problem.loss, weights, ld.SGD(0.1, momentum=0.5), steps=9)
+        return ld.gradient_descent(problem, weights, ld.GradientDescent(0.1, momentum=0.5), steps=9)
 
     first_and_in_the_loop = 2 * 8 * numbers
     assert collectives(train.lower(weights).compile()) == {"all-reduce": first_and_in_the_loop}
@@ -149,10 +149,10 @@ def test_counting_finds_an_array_that_is_gathered():
 
 def test_the_surrogates_leading_components_are_those_of_the_dense_matrix():
     one = ld.observed_completion(*entries(), shape=SHAPE)
-    dense = one.surrogate().toarray()
+    dense = one.surrogate_matrix().toarray()
     u, sigma, vt = np.linalg.svd(dense, full_matrices=False)
     problem = on_devices(8)
-    parts = problem.surrogate_svd(4)
+    parts = problem.surrogate(4)
     np.testing.assert_allclose(parts.singular_values, sigma[:4], rtol=1e-12)
     left, right = np.asarray(parts.left), np.asarray(parts.right)
     np.testing.assert_array_equal(left[SHAPE[0] :], 0)
@@ -162,13 +162,13 @@ def test_the_surrogates_leading_components_are_those_of_the_dense_matrix():
             np.outer(left[: SHAPE[0], k], right[:, k]), np.outer(u[:, k], vt[k]), atol=1e-12
         )
     np.testing.assert_allclose(
-        problem.stable_learning_rate(depth=3), one.stable_learning_rate(depth=3), rtol=1e-12
+        ld.max_learning_rate(problem, depth=3), ld.max_learning_rate(one, depth=3), rtol=1e-12
     )
     np.testing.assert_allclose(problem.surrogate_error(), one.surrogate_error(), rtol=1e-12)
 
 
 def test_a_spectral_start_sums_thin_products_and_gathers_small_factors():
-    compiled = jax.jit(lambda problem: problem.surrogate_svd(4)).lower(on_devices(8)).compile()
+    compiled = jax.jit(lambda problem: problem.surrogate(4)).lower(on_devices(8)).compile()
     columns, block = 14, 5
     assert collectives(compiled) == {
         "all-reduce": 8 * SHAPE[1] * columns,  # in every iteration
@@ -186,7 +186,7 @@ def test_subspace_iteration_converges_at_the_rate_its_docstring_states():
     problem = sharded.sharded_completion(rows, columns, matrix.ravel(), shape=shape, mesh=devices(8))
     errors = []
     for iterations in (0, 1, 2):
-        first = problem.surrogate_svd(3, iterations=iterations).right[:, 0]
+        first = problem.surrogate(3, iterations=iterations).right[:, 0]
         errors.append(float(jnp.linalg.norm(first - v[:, 0] * jnp.sign(first @ v[:, 0]))))
     assert errors[1] / errors[0] < 10 * 0.8**26
     assert errors[2] / errors[1] < 10 * 0.8**26
@@ -215,7 +215,7 @@ def test_single_precision_stays_single():
     )
     weights = problem.place([layer.astype(np.float32) for layer in network(3)])
     loss = jax.eval_shape(problem.loss, weights)
-    left = jax.eval_shape(lambda problem: problem.surrogate_svd(3).left, problem)
+    left = jax.eval_shape(lambda problem: problem.surrogate(3).left, problem)
     assert problem.dtype == loss.dtype == left.dtype == np.float32
 
 
@@ -225,7 +225,7 @@ def test_a_checkpoint_restores_bitwise_on_other_numbers_of_devices(tmp_path):
     for count in (8, 3, 1):
         problem = on_devices(count)
         weights = problem.place(start if saved is None else [0 * layer for layer in start])
-        state = jax.jit(initial_state)(as_pytree(problem.loss), ld.SGD(0.1, momentum=0.5), weights)
+        state = jax.jit(initial_state)(as_pytree(problem.loss), ld.GradientDescent(0.1, momentum=0.5), weights)
         checkpoints = Checkpoints(tmp_path)
         if saved is None:
             checkpoints.save(state, {"shape": SHAPE})
@@ -248,7 +248,7 @@ def test_bad_input_is_named():
         sharded.sharded_completion([1, 1], [2, 2], [0.5, 0.5], shape=SHAPE, mesh=two)
     problem = on_devices(2)
     with pytest.raises(ValueError, match="rank=24, expected 1 ≤ rank ≤ 23"):
-        problem.surrogate_svd(24)
+        problem.surrogate(24)
     with pytest.raises(ValueError, match="scale=-1"):
         problem.compress(depth=3, scale=-1, rank=3)
     with pytest.raises(ValueError, match="maps 23 inputs to 37 outputs, but the target has shape"):

@@ -22,6 +22,6 @@ labels = np.einsum("mij,ij->m", matrices, np.outer(np.arange(12.0), np.ones(10))
 
 problem = ld.sensing(*(sharded.spread(part, length=M, mesh=mesh) for part in (matrices, labels)))
 weights = ld.compress(problem, depth=3, scale=0.3, rank=4)
-rate = 0.3 * problem.stable_learning_rate(depth=3)
-run = ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=50)
+rate = 0.3 * ld.max_learning_rate(problem, depth=3)
+run = ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=50)
 print(json.dumps({"own": [own.start, own.stop], "losses": np.asarray(run.losses).tolist()}))

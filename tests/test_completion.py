@@ -13,7 +13,7 @@ import lowdim_jax as ld
 from lowdim_jax.baselines import _ridge_regression
 from lowdim_jax.linalg import leading_svd
 
-module = import_module("lowdim_jax.completion")  # ld.completion is the function
+module = import_module("lowdim_jax.problems.matrix_completion")  # ld.completion is the function
 SHAPE = (30, 50)
 
 
@@ -63,12 +63,12 @@ def test_every_form_gives_the_same_numbers(x64):
         np.testing.assert_allclose(problem.loss(weights), value, rtol=1e-13, err_msg=name)
         for a, b in zip(gradient, also, strict=True):
             np.testing.assert_allclose(b, a, atol=1e-12, err_msg=name)
-        surrogate = problem.surrogate()
+        surrogate = problem.surrogate_matrix()
         surrogate = surrogate if isinstance(surrogate, jax.Array) else surrogate.toarray()
         expected = np.where(mask, target.dense(), 0) / mask.mean()
         np.testing.assert_allclose(surrogate, expected, atol=1e-13)
-        expected = problems["mask"].stable_learning_rate(depth=3, alpha=2.0)
-        np.testing.assert_allclose(problem.stable_learning_rate(depth=3, alpha=2.0), expected, rtol=1e-10)
+        expected = ld.max_learning_rate(problems["mask"], depth=3, alpha=2.0)
+        np.testing.assert_allclose(ld.max_learning_rate(problem, depth=3, alpha=2.0), expected, rtol=1e-10)
         np.testing.assert_allclose(problem.surrogate_error(), problems["mask"].surrogate_error(), rtol=1e-12)
         np.testing.assert_allclose(
             problem.recovery_error(weights), ld.factorization(target).recovery_error(weights), rtol=1e-12
@@ -80,8 +80,8 @@ def test_both_forms_train_alike(x64):
     final = []
     for name in ("mask", "triplets"):
         weights = ld.compress(problems[name], depth=3, scale=0.2, rank=4)
-        rate = 0.3 * problems[name].stable_learning_rate(depth=3)
-        run = ld.gradient_descent(problems[name].loss, weights, ld.SGD(rate), steps=200, record_every=50)
+        rate = 0.3 * ld.max_learning_rate(problems[name], depth=3)
+        run = ld.gradient_descent(problems[name].loss, weights, ld.GradientDescent(rate), steps=200, record_every=50)
         final.append(ld.end_to_end(run.weights))
     np.testing.assert_allclose(final[1], final[0], atol=1e-9)
 
@@ -121,8 +121,8 @@ def test_what_nothing_is_known_of_is_predicted_as_zero(x64):
     mask[3], mask[:, 7] = False, False
     problem = ld.completion(target.dense(), mask).observed()
     weights = ld.compress(problem, depth=3, scale=0.2, rank=4)
-    rate = 0.3 * problem.stable_learning_rate(depth=3)
-    run = ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=100)
+    rate = 0.3 * ld.max_learning_rate(problem, depth=3)
+    run = ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=100)
     predicted = ld.end_to_end(run.weights)
     assert jnp.abs(predicted[3]).max() < 1e-12
     assert jnp.abs(predicted[:, 7]).max() < 1e-12

@@ -48,42 +48,42 @@ def test_numpy_matrices_compress():
 
 
 def test_the_numerical_rank_is_the_default_rule(dtype):
-    assert ld.estimate_rank(target_of([3.0, 2.0, 1.0]).dense()) == 3
-    assert ld.estimate_rank(target_of([3.0, 1e-10]).dense()) == (2 if dtype == "float64" else 1)
-    assert ld.estimate_rank(target_of([3.0, 2.0, 1.0])) == 3
+    assert ld.linalg.estimate_rank(target_of([3.0, 2.0, 1.0]).dense()) == 3
+    assert ld.linalg.estimate_rank(target_of([3.0, 1e-10]).dense()) == (2 if dtype == "float64" else 1)
+    assert ld.linalg.estimate_rank(target_of([3.0, 2.0, 1.0])) == 3
 
 
 def test_the_tolerance_rule_counts_what_exceeds_it(x64):
     matrix = target_of([4.0, 2.0, 1.0])
-    assert [ld.estimate_rank(matrix, rtol=c) for c in (0.1, 0.3, 0.6, 2.0)] == [3, 2, 1, 1]
+    assert [ld.linalg.estimate_rank(matrix, rtol=c) for c in (0.1, 0.3, 0.6, 2.0)] == [3, 2, 1, 1]
 
 
 def test_the_energy_rule_is_the_fewest_components_that_hold_it(x64):
     matrix = target_of([3.0, 2.0, 1.0])  # energies 9, 4, 1 of 14
     rules = {0.5: 1, 9 / 14 - 1e-9: 1, 9 / 14 + 1e-9: 2, 0.9: 2, 13 / 14 + 1e-9: 3, 1.0: 3}
-    assert {energy: ld.estimate_rank(matrix, energy=energy) for energy in rules} == rules
+    assert {energy: ld.linalg.estimate_rank(matrix, energy=energy) for energy in rules} == rules
 
 
 def test_energy_one_does_not_count_components_that_are_zero(x64):
-    assert ld.estimate_rank(jnp.diag(jnp.array([2.0, 1.0, 0.0, 0.0])), energy=1.0) == 2
+    assert ld.linalg.estimate_rank(jnp.diag(jnp.array([2.0, 1.0, 0.0, 0.0])), energy=1.0) == 2
 
 
 def test_the_surrogate_of_a_loss_is_its_negative_gradient_at_zero(x64):
     target = target_of([3.0, 2.0]).dense()
-    factorization = ld.surrogate(lambda w: jnp.sum((w - target) ** 2) / 2, (8, 10))
+    factorization = compression.loss_surrogate(lambda w: jnp.sum((w - target) ** 2) / 2, (8, 10))
     np.testing.assert_allclose(factorization, target, atol=1e-15)
     mask = jnp.asarray(np.random.default_rng(0).random((8, 10)) < 0.5)
-    completion = ld.surrogate(
+    completion = compression.loss_surrogate(
         lambda w: jnp.sum(jnp.where(mask, w - target, 0.0) ** 2) / 2, (8, 10)
     )
     np.testing.assert_allclose(completion, jnp.where(mask, target, 0.0), atol=1e-15)
     a = jnp.asarray(np.random.default_rng(0).standard_normal((30, 8, 10)))
     y = jnp.einsum("nij,ij->n", a, target)
-    sensing = ld.surrogate(
+    sensing = compression.loss_surrogate(
         lambda w: jnp.sum((jnp.einsum("nij,ij->n", a, w) - y) ** 2) / 2, (8, 10)
     )
     np.testing.assert_allclose(sensing, jnp.einsum("n,nij->ij", y, a), atol=1e-11)
-    single = ld.surrogate(lambda w: jnp.sum(w), (2, 3), dtype=jnp.float32)
+    single = compression.loss_surrogate(lambda w: jnp.sum(w), (2, 3), dtype=jnp.float32)
     assert single.dtype == jnp.float32
 
 
@@ -93,7 +93,7 @@ def test_a_compressed_network_trains_as_its_scalar_modes(x64):
     run = ld.gradient_descent(
         ld.factorization(target).loss,
         ld.compress(target, depth=3, scale=0.2, rank=5),
-        ld.SGD(0.03),
+        ld.GradientDescent(0.03),
         steps=100,
         record_every=10,
         observe=lambda w: (ld.spectra.modes(w, target), ld.spectra.singular_values(w)),
@@ -153,9 +153,9 @@ def test_bad_input_is_named(name):
 )
 def test_bad_rank_rules_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        ld.estimate_rank(jnp.eye(3), **options)
+        ld.linalg.estimate_rank(jnp.eye(3), **options)
 
 
 def test_the_rank_of_a_matrix_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="has 1 entries that are NaN"):
-        ld.estimate_rank(jnp.eye(3).at[0, 1].set(jnp.nan))
+        ld.linalg.estimate_rank(jnp.eye(3).at[0, 1].set(jnp.nan))

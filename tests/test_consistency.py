@@ -37,7 +37,7 @@ def descend(problem, weights, alpha, rate=1e-3):
     run = ld.gradient_descent(
         problem.loss,
         weights,
-        ld.SGD(rate, alpha=alpha),
+        ld.GradientDescent(rate, alpha=alpha),
         steps=steps,
         record_every=round(1 / rate),
         observe=themselves,

@@ -58,12 +58,12 @@ def numpy_descent(weights, target, steps, eta, alpha=1.0, decay=0.0, beta=0.0, n
 @pytest.mark.parametrize(
     ("optimizer", "settings"),
     [
-        (ld.SGD(0.1), {"eta": 0.1}),
-        (ld.SGD(0.1, alpha=3.0), {"eta": 0.1, "alpha": 3.0}),
-        (ld.SGD(0.1, weight_decay=0.2), {"eta": 0.1, "decay": 0.2}),
-        (ld.SGD(0.03, momentum=0.8), {"eta": 0.03, "beta": 0.8}),
+        (ld.GradientDescent(0.1), {"eta": 0.1}),
+        (ld.GradientDescent(0.1, alpha=3.0), {"eta": 0.1, "alpha": 3.0}),
+        (ld.GradientDescent(0.1, weight_decay=0.2), {"eta": 0.1, "decay": 0.2}),
+        (ld.GradientDescent(0.03, momentum=0.8), {"eta": 0.03, "beta": 0.8}),
         (
-            ld.SGD(0.03, alpha=2.0, momentum=0.8, nesterov=True, weight_decay=0.1),
+            ld.GradientDescent(0.03, alpha=2.0, momentum=0.8, nesterov=True, weight_decay=0.1),
             {"eta": 0.03, "alpha": 2.0, "beta": 0.8, "nesterov": True, "decay": 0.1},
         ),
     ],
@@ -91,7 +91,7 @@ def test_every_recorded_step_is_the_hand_written_update(x64, optimizer, settings
 )
 def test_records_are_every_k_steps_and_the_last(steps, every):
     run = ld.gradient_descent(
-        problem_of().loss, network(), ld.SGD(0.01), steps=steps, record_every=every
+        problem_of().loss, network(), ld.GradientDescent(0.01), steps=steps, record_every=every
     )
     expected = sorted({*range(0, steps, every), steps})
     assert run.t.tolist() == expected
@@ -101,10 +101,10 @@ def test_records_are_every_k_steps_and_the_last(steps, every):
 @pytest.mark.parametrize(
     ("sgd", "chain"),
     [
-        (ld.SGD(0.05), optax.sgd(0.05)),
-        (ld.SGD(0.05, momentum=0.9), optax.sgd(0.05, momentum=0.9)),
+        (ld.GradientDescent(0.05), optax.sgd(0.05)),
+        (ld.GradientDescent(0.05, momentum=0.9), optax.sgd(0.05, momentum=0.9)),
         (
-            ld.SGD(0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+            ld.GradientDescent(0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
             optax.chain(
                 optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.9, nesterov=True)
             ),
@@ -124,7 +124,7 @@ def test_discrepant_rates_are_by_roles_too(x64):
     parts = ld.by_role(optax.sgd(0.15, momentum=0.5), optax.sgd(0.05, momentum=0.5))
     runs = [
         ld.gradient_descent(problem_of().loss, network(), optimizer, steps=10)
-        for optimizer in (ld.SGD(0.05, alpha=3.0, momentum=0.5), parts)
+        for optimizer in (ld.GradientDescent(0.05, alpha=3.0, momentum=0.5), parts)
     ]
     np.testing.assert_allclose(runs[0].losses, runs[1].losses, rtol=1e-12)
 
@@ -141,7 +141,7 @@ def test_discrepant_rates_are_by_roles_too(x64):
 )
 def test_any_optax_optimizer_trains_as_in_a_python_loop(optimizer):
     problem, weights = problem_of(), network()
-    run = ld.gradient_descent(problem.loss, weights, optimizer, steps=20, record_every=20)
+    run = ld.gradient_descent(problem, weights, optimizer, steps=20, record_every=20)
 
     @jax.jit
     def step(weights, state):
@@ -159,14 +159,14 @@ def test_any_optax_optimizer_trains_as_in_a_python_loop(optimizer):
 
 def test_alpha_zero_freezes_the_outer_layers_only():
     weights = network()
-    run = ld.gradient_descent(problem_of().loss, weights, ld.SGD(0.1, alpha=0.0), steps=5)
+    run = ld.gradient_descent(problem_of().loss, weights, ld.GradientDescent(0.1, alpha=0.0), steps=5)
     moved = [not np.array_equal(a, b) for a, b in zip(run.weights, weights, strict=True)]
     assert moved == [False, True, False]
 
 
 def test_weights_keep_their_type(dtype):
     run = ld.gradient_descent(
-        problem_of().loss, network(), ld.SGD(0.1, momentum=0.9, weight_decay=0.1), steps=3
+        problem_of().loss, network(), ld.GradientDescent(0.1, momentum=0.9, weight_decay=0.1), steps=3
     )
     assert {w.dtype for w in run.weights} == {jnp.dtype(dtype)} == {run.losses.dtype}
 
@@ -178,19 +178,19 @@ def test_layers_may_be_pytrees(x64):
     def loss(w):
         return (w[0]["a"] * w[1] * w[2] - 1.0)[0] ** 2 / 2 + w[0]["b"] ** 2
 
-    run = ld.gradient_descent(loss, weights, ld.SGD(0.1, alpha=2.0), steps=1)
+    run = ld.gradient_descent(loss, weights, ld.GradientDescent(0.1, alpha=2.0), steps=1)
     np.testing.assert_allclose(run.weights[0]["b"], 0.1 - 0.2 * 0.2)
     np.testing.assert_allclose(run.weights[1], 0.4 + 0.1 * (1 - 0.06) * 0.15)
 
 
 def test_a_run_stops_at_the_first_record_at_the_tolerance(x64):
     problem, weights = problem_of(), network()
-    full = ld.gradient_descent(problem.loss, weights, ld.SGD(0.1), steps=300)
+    full = ld.gradient_descent(problem, weights, ld.GradientDescent(0.1), steps=300)
     tolerance = 1e-3
     first = int(np.argmax(np.asarray(full.losses) <= tolerance))
     assert 7 < first < 290
     run = ld.gradient_descent(
-        problem.loss, weights, ld.SGD(0.1), steps=300, record_every=7, tolerance=tolerance
+        problem.loss, weights, ld.GradientDescent(0.1), steps=300, record_every=7, tolerance=tolerance
     )
     stop = -(-first // 7) * 7
     assert (run.status, run.steps, int(run.t[-1])) == (Status.REACHED_TOLERANCE, stop, stop)
@@ -202,7 +202,7 @@ def test_a_run_stops_at_the_first_record_at_the_tolerance(x64):
 
 
 def test_a_start_within_tolerance_takes_no_step():
-    run = ld.gradient_descent(problem_of().loss, network(), ld.SGD(0.1), steps=9, tolerance=1e9)
+    run = ld.gradient_descent(problem_of().loss, network(), ld.GradientDescent(0.1), steps=9, tolerance=1e9)
     assert (run.status, run.steps, run.count) == (Status.REACHED_TOLERANCE, 0, 1)
 
 
@@ -213,7 +213,7 @@ def test_divergence_names_its_first_step_and_the_stable_learning_rate(x64):
         _, losses = numpy_descent(weights, problem.target, 40, rate)
     first = int(np.argmin(np.isfinite(losses)))
     assert 0 < first < 40
-    run = ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=40, record_every=4)
+    run = ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=40, record_every=4)
     assert (run.status, run.steps, int(run.t[-1])) == (Status.DIVERGED, first, first)
     assert not run.ok
     assert np.all(np.isfinite(run.losses[:-1]))
@@ -224,12 +224,12 @@ def test_divergence_names_its_first_step_and_the_stable_learning_rate(x64):
         f"and gradient descent is stable below {edge:g} here"
     )
     with pytest.raises(RuntimeError, match=f"not finite at step {first}; .*stable below"):
-        ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=40, throw=True)
+        ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=40, throw=True)
 
 
 def test_the_edge_of_stability_scales_with_alpha_in_the_message():
     problem = problem_of()
-    run = ld.gradient_descent(problem.loss, network(), ld.SGD(3.0, alpha=2.0), steps=40)
+    run = ld.gradient_descent(problem, network(), ld.GradientDescent(3.0, alpha=2.0), steps=40)
     edge = 2 / (3 * 2.0 ** (4 / 3) * 2.0 ** (2 / 3))
     assert f"stable below {edge:.4f}"[:-1] in run.message
 
@@ -237,14 +237,14 @@ def test_the_edge_of_stability_scales_with_alpha_in_the_message():
 def test_a_start_that_is_not_finite_diverges_at_step_zero():
     weights = network()
     weights = (weights[0].at[0, 0].set(jnp.nan), *weights[1:])
-    run = ld.gradient_descent(problem_of().loss, weights, ld.SGD(0.1), steps=5)
+    run = ld.gradient_descent(problem_of().loss, weights, ld.GradientDescent(0.1), steps=5)
     assert (run.status, run.steps, run.count) == (Status.DIVERGED, 0, 1)
     assert "not finite at step 0" in run.message
 
 
 def test_divergence_of_any_loss_is_a_status():
     run = ld.gradient_descent(
-        lambda w: -jnp.sum(jnp.exp(w[0])), (jnp.array([1.0]),), ld.SGD(1.0), steps=50
+        lambda w: -jnp.sum(jnp.exp(w[0])), (jnp.array([1.0]),), ld.GradientDescent(1.0), steps=50
     )
     assert run.status == Status.DIVERGED
     assert "stable" not in run.message
@@ -254,12 +254,12 @@ def test_divergence_of_any_loss_is_a_status():
 def test_progress_is_called_and_changes_nothing(x64, every, progress_every):
     problem, weights = problem_of(), network()
     options = {"steps": 21, "record_every": every, "observe": lambda w: w[1]}
-    plain = ld.gradient_descent(problem.loss, weights, ld.SGD(0.1, momentum=0.5), **options)
+    plain = ld.gradient_descent(problem, weights, ld.GradientDescent(0.1, momentum=0.5), **options)
     seen = []
     run = ld.gradient_descent(
         problem.loss,
         weights,
-        ld.SGD(0.1, momentum=0.5),
+        ld.GradientDescent(0.1, momentum=0.5),
         progress=lambda state: seen.append((int(state.step), float(state.loss))),
         progress_every=progress_every,
         **options,
@@ -273,8 +273,8 @@ def test_progress_is_called_and_changes_nothing(x64, every, progress_every):
 
 def test_progress_ends_where_the_run_stops_early(x64):
     problem, weights = problem_of(), network()
-    for optimizer, options in [(ld.SGD(0.1), {"tolerance": 0.5}), (ld.SGD(3.0), {})]:
-        plain = ld.gradient_descent(problem.loss, weights, optimizer, steps=90, **options)
+    for optimizer, options in [(ld.GradientDescent(0.1), {"tolerance": 0.5}), (ld.GradientDescent(3.0), {})]:
+        plain = ld.gradient_descent(problem, weights, optimizer, steps=90, **options)
         seen = []
         run = ld.gradient_descent(
             problem.loss,
@@ -311,7 +311,7 @@ def test_nothing_is_traced_again_when_only_numbers_change():
         return ld.gradient_descent(
             Counted(factor * target).loss,
             network(seed, scale),
-            ld.SGD(eta, alpha=alpha, momentum=0.1, weight_decay=0.01),
+            ld.GradientDescent(eta, alpha=alpha, momentum=0.1, weight_decay=0.01),
             steps=steps,
             record_every=every,
             tolerance=tolerance,
@@ -340,7 +340,7 @@ def test_the_arrays_of_a_problem_are_not_compiled_in():
     losses = [
         float(
             ld.gradient_descent(
-                ld.factorization(factor * problem_of().target).loss, weights, ld.SGD(0.1), steps=1
+                ld.factorization(factor * problem_of().target).loss, weights, ld.GradientDescent(0.1), steps=1
             ).losses[0]
         )
         for factor in (1.0, 2.0)
@@ -357,7 +357,7 @@ def test_mapped_runs_are_the_looped_ones(x64, over):
     def run(weights, scale, rate, alpha):
         weights = tuple(scale * w for w in weights)
         return ld.gradient_descent(
-            problem.loss, weights, ld.SGD(0.2 * rate, alpha=2 * alpha), steps=9, record_every=4
+            problem.loss, weights, ld.GradientDescent(0.2 * rate, alpha=2 * alpha), steps=9, record_every=4
         )
 
     arguments = {"seed": network(), "scale": 1.0, "rate": 0.5, "alpha": 0.5}
@@ -384,7 +384,7 @@ def test_mapped_runs_that_stop_early_are_padded_with_nan(x64):
         return ld.gradient_descent(
             problem.loss,
             weights,
-            ld.SGD(0.1),
+            ld.GradientDescent(0.1),
             steps=20,
             record_every=2,
             tolerance=tolerance,
@@ -407,10 +407,10 @@ def test_mapped_runs_that_stop_early_are_padded_with_nan(x64):
 def test_a_mapped_run_that_diverges_leaves_the_others_alone(x64):
     problem, weights = problem_of(), network()
     run = jax.vmap(
-        lambda rate: ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=30)
+        lambda rate: ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=30)
     )(jnp.array([0.1, 3.0]))
     assert run.status.tolist() == [Status.COMPLETED, Status.DIVERGED]
-    alone = ld.gradient_descent(problem.loss, weights, ld.SGD(0.1), steps=30)
+    alone = ld.gradient_descent(problem, weights, ld.GradientDescent(0.1), steps=30)
     np.testing.assert_allclose(run.losses[0], alone.losses, rtol=1e-12)
 
 
@@ -418,7 +418,7 @@ def test_a_run_compiles_into_a_larger_program_and_has_tangents(x64):
     problem, weights = problem_of(), network()
 
     def final(rate):
-        return ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=10).losses[-1]
+        return ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=10).losses[-1]
 
     value, slope = jax.jit(lambda rate: jax.jvp(final, (rate,), (jnp.ones_like(rate),)))(0.1)
     np.testing.assert_allclose(value, final(0.1), rtol=1e-12)
@@ -442,9 +442,9 @@ def test_importing_and_running_changes_no_global_setting():
 )
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        ld.gradient_descent(problem_of().loss, network(), ld.SGD(0.1), **options)
+        ld.gradient_descent(problem_of().loss, network(), ld.GradientDescent(0.1), **options)
 
 
 def test_a_network_that_does_not_fit_the_target_is_named():
     with pytest.raises(ValueError, match=r"maps 3 inputs to 5 outputs.* shape \(5, 6\)"):
-        ld.gradient_descent(problem_of().loss, network(spaces=(3, 4, 5)), ld.SGD(0.1), steps=1)
+        ld.gradient_descent(problem_of().loss, network(spaces=(3, 4, 5)), ld.GradientDescent(0.1), steps=1)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lowdim_jax.distributed.checkpoints import Checkpoints
 
 import lowdim_jax as ld
 from lowdim_jax.distributed import command, sharded
@@ -145,9 +146,9 @@ def test_two_processes_train_as_one_device_does(data, uninterrupted, x64):
     one = ld.observed_completion(*entries, shape=SHAPE)
     mesh = sharded.mesh(jax.devices()[:1])
     start = sharded.sharded_completion(*entries, shape=SHAPE, mesh=mesh).compress(depth=3, scale=0.3, rank=6)
-    rate = 0.5 * float(one.stable_learning_rate(depth=3))
+    rate = 0.5 * float(ld.max_learning_rate(one, depth=3))
     assert settings["learning_rate"] == pytest.approx(rate, rel=1e-12)
-    reference = ld.gradient_descent(one.loss, start, ld.SGD(rate), steps=STEPS, record_every=5)
+    reference = ld.gradient_descent(one.loss, start, ld.GradientDescent(rate), steps=STEPS, record_every=5)
     assert reference.losses[-1] < 0.5 * reference.losses[0]
     for layer, expected in zip(network, reference.weights, strict=True):
         np.testing.assert_allclose(layer, expected, rtol=0, atol=1e-10)
@@ -247,8 +248,8 @@ def test_two_processes_with_their_own_measurements_train_sensing_as_one_device_d
     truth = np.outer(np.arange(12.0), np.ones(10)) / 10
     problem = ld.sensing(jnp.asarray(matrices), truth=jnp.asarray(truth))
     weights = ld.compress(problem, depth=3, scale=0.3, rank=4)
-    rate = 0.3 * problem.stable_learning_rate(depth=3)
-    losses = ld.gradient_descent(problem.loss, weights, ld.SGD(rate), steps=50).losses
+    rate = 0.3 * ld.max_learning_rate(problem, depth=3)
+    losses = ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=50).losses
     assert losses[-1] < 0.5 * losses[0]
     for part in told:
         np.testing.assert_allclose(part["losses"], losses, rtol=1e-10)

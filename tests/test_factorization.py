@@ -112,7 +112,7 @@ def test_a_matrix_of_twenty_thousand_is_never_formed():
     assert memory.temp_size_in_bytes < 100 * d * 4  # d² would be 20,000 of them
     formed = shapes_formed(jax.make_jaxpr(jax.value_and_grad(problem.loss))(weights).jaxpr)
     assert max(np.prod(shape) for shape in formed) <= 6 * d
-    run = ld.gradient_descent(problem.loss, weights, ld.SGD(0.05), steps=3)
+    run = ld.gradient_descent(problem, weights, ld.GradientDescent(0.05), steps=3)
     assert run.losses[-1] < run.losses[0]
     assert problem.recovery_error(run.weights) < 1
 
@@ -152,22 +152,22 @@ def test_the_surrogate_is_the_negative_gradient_at_zero(x64):
     target = ld.low_rank(*factors())
     dense = ld.factorization(target.dense())
     np.testing.assert_allclose(
-        -jax.grad(lambda w: dense.loss((w,)))(jnp.zeros((7, 9))), dense.surrogate(), atol=1e-15
+        -jax.grad(lambda w: dense.loss((w,)))(jnp.zeros((7, 9))), dense.surrogate_matrix(), atol=1e-15
     )
-    assert ld.factorization(target).surrogate() is target
+    assert ld.factorization(target).surrogate_matrix() is target
 
 
 @pytest.mark.parametrize(("depth", "alpha"), [(2, 1.0), (3, 1.0), (3, 2.0), (4, 0.5)])
 def test_the_stable_learning_rate_separates_convergence_from_divergence(x64, depth, alpha):
     problem = ld.factorization(ld.low_rank(*factors()))
-    edge = float(problem.stable_learning_rate(depth=depth, alpha=alpha))
-    np.testing.assert_allclose(edge, theory.edge_of_stability(3.0, depth=depth, alpha=alpha))
+    edge = float(ld.max_learning_rate(problem, depth=depth, alpha=alpha))
+    np.testing.assert_allclose(edge, theory.max_learning_rate(3.0, depth=depth, alpha=alpha))
     weights = ld.compress(problem, depth=depth, scale=0.02 if depth == 2 else 0.1, rank=3)
     losses = [
         ld.gradient_descent(
             problem.loss,
             weights,
-            ld.SGD(factor * edge, alpha=alpha),
+            ld.GradientDescent(factor * edge, alpha=alpha),
             steps=6000,
             record_every=6000,
         ).losses[-1]
@@ -250,4 +250,4 @@ def test_a_network_of_other_shape_is_named(form):
     with pytest.raises(ValueError, match=message):
         problem.recovery_error(network((9, 3, 8)))
     with pytest.raises(ValueError, match="depth=0, expected an integer of at least 1"):
-        problem.stable_learning_rate(depth=0)
+        ld.max_learning_rate(problem, depth=0)

@@ -64,7 +64,7 @@ def test_the_stand_in_looks_like_ratings(tmp_path):
     counts = np.bincount(read.items)
     assert counts.max() > 3 * np.median(counts)  # few items have many ratings
     train, held = ratings.hold_out(read, 0.2, seed=0)
-    effects = ratings.model_of(train, ratings.fit_effects(train))
+    effects = ratings.model_of(train, ratings.estimate_effects(train))
     assert effects.rmse(held) < 0.9 * held.values.std()
 
 

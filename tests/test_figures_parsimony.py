@@ -95,7 +95,7 @@ def test_the_limit_of_fit_times_is_that_of_single_components(made, x64):
             ld.reduce_identity(alone, depth=settings["depth"], scale=settings["scale"]),
             ld.SGD(rate),
             steps=settings["steps"],
-            observe=lambda layers: ld.spectra.singular_values(ld.cores(layers))[:1],
+            observe=lambda layers: ld.spectra.singular_values(ld.reduction.cores(layers))[:1],
         )
         level = jnp.array([1 - settings["fit_tolerance"]]) * value
         time = rate * ld.spectra.crossing_time(run.t, run.observed, level)

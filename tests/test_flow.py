@@ -27,7 +27,7 @@ def themselves(weights):
 def flow(weights, times=TIMES, **options):
     """A run that records its weights: of one shape and solver, all share a compiled program."""
     problem = ld.factorization(target_of())
-    return ld.gradient_flow(problem.loss, weights, times, observe=themselves, **options)
+    return ld.gradient_flow(problem, weights, times, observe=themselves, **options)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_all_singular_values_of_an_orthogonal_layer_are_the_scale(dtype, make):
     if make == "orthogonal":
         weights = ld.orthogonal(jax.random.key(0), WIDTHS, scale=0.3)
     else:
-        weights = ld.identity(WIDTHS, scale=0.3)
+        weights = ld.initialization.identity(WIDTHS, scale=0.3)
     assert ld.widths(weights) == WIDTHS
     for weight in weights:
         assert weight.dtype == jnp.dtype(dtype)
@@ -25,11 +25,11 @@ def test_all_singular_values_of_an_orthogonal_layer_are_the_scale(dtype, make):
 
 
 def test_identity_layers_are_rectangular_identities():
-    for weight in ld.identity((5, 3, 4), scale=2.0):
+    for weight in ld.initialization.identity((5, 3, 4), scale=2.0):
         np.testing.assert_array_equal(weight, 2 * np.eye(*weight.shape))
 
 
-@pytest.mark.parametrize("make", [ld.gaussian, ld.uniform])
+@pytest.mark.parametrize("make", [ld.gaussian, ld.initialization.uniform])
 def test_random_layers_have_the_orthogonal_norm_in_expectation(x64, make):
     keys = jax.random.split(jax.random.key(0), 400)
     draws = jax.vmap(lambda key: make(key, WIDTHS, scale=0.3))(keys)
@@ -51,7 +51,7 @@ def test_layers_and_seeds_are_independent_and_repeatable():
     assert not np.allclose(one[0], one[1], atol=0.1)
 
 
-@pytest.mark.parametrize("make", [ld.orthogonal, ld.gaussian, ld.uniform])
+@pytest.mark.parametrize("make", [ld.orthogonal, ld.gaussian, ld.initialization.uniform])
 def test_draws_scale_with_epsilon_and_trace_it(x64, make):
     keys = jax.random.split(jax.random.key(0), 2)
     unit = make(keys[0], (4, 3, 5), scale=1.0)
@@ -71,10 +71,10 @@ def test_a_constant_scale_compiles(make):
 
 
 def test_the_type_can_be_chosen(x64):
-    for make in (ld.orthogonal, ld.gaussian, ld.uniform):
+    for make in (ld.orthogonal, ld.gaussian, ld.initialization.uniform):
         weights = make(jax.random.key(0), (4, 4), scale=0.5, dtype=jnp.float32)
         assert weights[0].dtype == jnp.float32
-    assert ld.identity((4, 4), scale=0.5, dtype="float32")[0].dtype == jnp.float32
+    assert ld.initialization.identity((4, 4), scale=0.5, dtype="float32")[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("form", ["dense", "factored"])
@@ -102,7 +102,7 @@ def test_directions_beyond_the_rank_are_orthonormal_too(x64, form):
 
 def test_networks_from_singular_vectors_are_the_product_of_them(x64):
     target = ld.random_target(jax.random.key(0), (7, 9), jnp.ones(2))
-    weights = ld.from_singular_vectors(target.left, target.right, depth=5, scale=0.5)
+    weights = ld.initialization.from_singular_vectors(target.left, target.right, depth=5, scale=0.5)
     np.testing.assert_allclose(
         ld.end_to_end(weights), 0.5**5 * target.left @ target.right.T, atol=1e-15
     )
@@ -112,7 +112,7 @@ KEY = jax.random.key(0)
 NAN = float("nan")
 BAD_SCALES = {
     f"{make.__name__} {scale}": (make, scale)
-    for make in (ld.orthogonal, ld.gaussian, ld.uniform)
+    for make in (ld.orthogonal, ld.gaussian, ld.initialization.uniform)
     for scale in (0.0, -0.5, NAN, float("inf"))
 }
 
@@ -127,9 +127,9 @@ def test_scales_must_be_positive_and_finite(name):
 BAD = {
     "one width": (r"widths=\(3,\), expected at least two", lambda: ld.orthogonal(KEY, (3,), scale=1)),
     "no width": (r"widths=\(\), expected at least two", lambda: ld.gaussian(KEY, (), scale=1)),
-    "zero width": (r"widths=\(3, 0\), expected .* positive", lambda: ld.identity((3, 0), scale=1)),
-    "negative width": (r"widths=\(3, -1, 2\)", lambda: ld.uniform(KEY, (3, -1, 2), scale=1)),
-    "identity scale": ("scale=0, expected a positive", lambda: ld.identity((3, 3), scale=0)),
+    "zero width": (r"widths=\(3, 0\), expected .* positive", lambda: ld.initialization.identity((3, 0), scale=1)),
+    "negative width": (r"widths=\(3, -1, 2\)", lambda: ld.initialization.uniform(KEY, (3, -1, 2), scale=1)),
+    "identity scale": ("scale=0, expected a positive", lambda: ld.initialization.identity((3, 3), scale=0)),
     "spectral scale": (
         r"scale=-0\.1, expected a positive",
         lambda: ld.spectral(jnp.eye(3), rank=1, depth=2, scale=-0.1),
@@ -152,7 +152,7 @@ BAD = {
     ),
     "vectors differ": (
         r"\(5, 2\).*\(6, 3\)",
-        lambda: ld.from_singular_vectors(jnp.eye(5, 2), jnp.eye(6, 3), depth=2, scale=0.1),
+        lambda: ld.initialization.from_singular_vectors(jnp.eye(5, 2), jnp.eye(6, 3), depth=2, scale=0.1),
     ),
 }
 

@@ -43,7 +43,7 @@ def test_end_to_end_is_the_product_last_layer_first(x64, spaces):
         expected = np.asarray(weight) @ expected
     np.testing.assert_allclose(ld.end_to_end(weights), expected, rtol=1e-12, atol=1e-12)
     if len(spaces) > 2:
-        a, b = ld.end_to_end_factors(weights)
+        a, b = ld.networks.end_to_end_factors(weights)
         np.testing.assert_allclose(a @ b, expected, rtol=1e-12, atol=1e-12)
         assert a.shape == (spaces[-1], min(spaces[1:-1]))
 
@@ -57,7 +57,7 @@ def test_factors_and_forward_of_a_compressed_network_never_form_the_matrix():
     weights = network((300, 3, 3, 301))
     x = jnp.ones((300, 2))
     for shapes in (
-        intermediates(ld.end_to_end_factors, weights),
+        intermediates(ld.networks.end_to_end_factors, weights),
         intermediates(ld.forward, weights, x),
         intermediates(ld.spectra.network_svd, weights),
         intermediates(ld.spectra.singular_values, weights),
@@ -68,7 +68,7 @@ def test_factors_and_forward_of_a_compressed_network_never_form_the_matrix():
 def test_forward_is_the_matrix_applied(x64):
     weights = network((5, 3, 6, 4))
     x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 7)))
-    outputs = ld.activations(weights, x)
+    outputs = ld.networks.activations(weights, x)
     assert [a.shape for a in outputs] == [(5, 7), (3, 7), (6, 7), (4, 7)]
     np.testing.assert_array_equal(outputs[0], x)
     np.testing.assert_allclose(outputs[2], weights[1] @ weights[0] @ x, rtol=1e-12)
@@ -85,7 +85,7 @@ def test_widths_and_counts_agree():
     spaces = (5, 3, 6, 4)
     weights = network(spaces)
     assert ld.widths(weights) == spaces
-    assert ld.parameter_count(weights) == ld.count_parameters(spaces) == 15 + 18 + 24
+    assert ld.parameter_count(weights) == ld.parameter_count(spaces) == 15 + 18 + 24
     assert ld.widths(list(weights)) == spaces
 
 
@@ -93,7 +93,7 @@ def test_compressed_networks_have_the_stated_parameter_count():
     d_out, d_in, rank, depth = 9, 7, 4, 5
     spaces = ld.compressed_widths(d_out, d_in, depth=depth, rank=rank)
     assert spaces == (7, 4, 4, 4, 4, 9)
-    assert ld.count_parameters(spaces) == (d_out + d_in) * rank + (depth - 2) * rank**2
+    assert ld.parameter_count(spaces) == (d_out + d_in) * rank + (depth - 2) * rank**2
     assert ld.full_widths(9, 7, depth=3) == (7, 7, 7, 9)
     assert ld.full_widths(9, 7, depth=3, hidden=8) == (7, 8, 8, 9)
     assert ld.full_widths(9, 7, depth=1) == (7, 9)
@@ -101,7 +101,7 @@ def test_compressed_networks_have_the_stated_parameter_count():
 
 BAD = {
     "no layer": ("weights is empty", lambda: ld.widths(())),
-    "vector": (r"layer 2 has shape \(3,\), expected a matrix", lambda: ld.validate(
+    "vector": (r"layer 2 has shape \(3,\), expected a matrix", lambda: ld.networks.validate(
         (jnp.ones((3, 2)), jnp.ones(3))
     )),
     "mismatch": (
@@ -118,11 +118,11 @@ BAD = {
     ),
     "vector of data": (
         r"x has shape \(2,\), expected \(2, n\)",
-        lambda: ld.activations((jnp.ones((3, 2)),), jnp.ones(2)),
+        lambda: ld.networks.activations((jnp.ones((3, 2)),), jnp.ones(2)),
     ),
     "nothing to split": (
         "weights has one layer",
-        lambda: ld.end_to_end_factors((jnp.ones((3, 2)),)),
+        lambda: ld.networks.end_to_end_factors((jnp.ones((3, 2)),)),
     ),
     "depth zero": (
         "depth=0, expected an integer of at least 1",

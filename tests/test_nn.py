@@ -291,12 +291,12 @@ def test_any_linear_layer_has_a_surrogate(path):
 def test_a_spectral_start_spans_the_surrogates_leading_singular_vectors():
     model = Network(nnx.Rngs(0))
     matrix = nn.layer_surrogate(model, "head.network", reference.cross_entropy, *batch())
-    assert ld.estimate_rank(matrix, rtol=1e-5) == 2  # one less than classes
+    assert ld.linalg.estimate_rank(matrix, rtol=1e-5) == 2  # one less than classes
     nn.spectral_start(model, "head.network", reference.cross_entropy, *batch(), scale=0.5)
     first, middle, last = model.head.network.weights
     left, _, right = jnp.linalg.svd(matrix)
-    assert ld.spectra.subspace_angles(last, left[:, :2]).max() < 1e-3
-    assert ld.spectra.subspace_angles(first.T, right[:2].T).max() < 1e-3
+    assert ld.linalg.subspace_angles(last, left[:, :2]).max() < 1e-3
+    assert ld.linalg.subspace_angles(first.T, right[:2].T).max() < 1e-3
     np.testing.assert_allclose(first @ first.T, 0.25 * jnp.eye(4), atol=1e-6)
     np.testing.assert_array_equal(middle, 0.5 * jnp.eye(4))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowdim_jax import _ratings_cli, ratings
-from lowdim_jax._ratings_cli import main
+from lowdim_jax.ratings.command import main
 
 LAYOUTS = {
     "u.data": "7\t3\t4\t99\n7\t5\t2\t98\n8\t3\t1\t97\n",
@@ -178,19 +178,19 @@ def test_effects_are_shrunken_means_and_predict_what_is_unknown_by_the_rest(tmp_
     train, test = ratings.read_ratings(
         write(tmp_path, "a x 5\nb x 5\na y 1\nb y 1\n", "train"), write(tmp_path, "c x 5\na z 3\n", "test")
     )
-    effects = ratings.fit_effects(train)
+    effects = ratings.estimate_effects(train)
     shrunk = 2 * 2 / (2 + ratings.RIDGE)  # two ratings, each 2 above the mean
     np.testing.assert_allclose(effects.items, [shrunk, -shrunk, 0])
     np.testing.assert_allclose(effects.users, 0, atol=1e-12)
     np.testing.assert_allclose(effects.predict(test.users, test.items), [3 + shrunk, 3])
-    explained = ratings.fit_effects(train, minus=train.values - 3)
+    explained = ratings.estimate_effects(train, minus=train.values - 3)
     np.testing.assert_allclose([*explained.items, *explained.users, explained.mean], [0] * 6 + [3])
 
 
 def test_predictions_stay_on_the_scale_of_the_ratings(tmp_path):
     (train,) = ratings.read_ratings(write(tmp_path, "a x 5\nb x 1\n"))
     weights = np.array([[10.0]]), np.array([[1.0], [-1.0]])
-    model = ratings.model_of(train, ratings.fit_effects(train), weights)
+    model = ratings.model_of(train, ratings.estimate_effects(train), weights)
     np.testing.assert_array_equal(model.predict(np.array([0, 1]), np.array([0, 0])), [5, 1])
     assert model.rmse(train) == 0
 

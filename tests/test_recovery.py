@@ -49,8 +49,8 @@ def test_every_setting_can_be_given(x64):
     assert fit.settings == {**given, "check_every": 25}
     assert ld.widths(fit.weights) == (40, 3, 40)
     weights = ld.compress(problem, depth=2, scale=0.1, rank=3)
-    optimizer = ld.SGD(1e-3, alpha=2.0, weight_decay=0.1)
-    run = ld.gradient_descent(problem.loss, weights, optimizer, steps=100)
+    optimizer = ld.GradientDescent(1e-3, alpha=2.0, weight_decay=0.1)
+    run = ld.gradient_descent(problem, weights, optimizer, steps=100)
     np.testing.assert_allclose(fit.weights[0], run.weights[0], rtol=1e-12)
     np.testing.assert_array_equal(fit.steps, [0, 25, 50, 75, 100])
     np.testing.assert_allclose(fit.losses, run.losses[::25], rtol=1e-12)
@@ -83,7 +83,7 @@ def test_a_validation_loss_that_is_not_a_number_is_never_the_best(x64):
 
 def test_a_run_that_diverges_says_so(x64):
     problem = completion()
-    fit = ld.fit(problem, learning_rate=5 * float(problem.stable_learning_rate(depth=3)), steps=5000)
+    fit = ld.fit(problem, learning_rate=5 * float(ld.max_learning_rate(problem, depth=3)), steps=5000)
     assert fit.status == Status.DIVERGED
     assert "stable below" in fit.message
 
@@ -217,13 +217,13 @@ def test_alternating_minimization_goes_on_from_its_start(x64):
 
 
 def test_a_fit_with_other_numbers_traces_nothing_again(x64, monkeypatch):
-    traces, loss = [], ld.Completion.loss
+    traces, loss = [], ld.problems.Completion.loss
 
     def counted(problem, weights):
         traces.append(1)
         return loss(problem, weights)
 
-    monkeypatch.setattr(ld.Completion, "loss", counted)
+    monkeypatch.setattr(ld.problems.Completion, "loss", counted)
     settings = {"rank": 4, "steps": 60, "learning_rate": 1e-3, "alpha": 1.0, "scale": 0.1}
     first = ld.fit(completion(), **settings).losses[-1]
     before = len(traces)

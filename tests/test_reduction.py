@@ -16,7 +16,7 @@ from lowdim_jax import spectra
 
 def sgd(rate, alpha=1.0, beta=0.0, decay=0.0, nesterov=False):
     """All numbers given, so that optimizers share one compiled program."""
-    return ld.SGD(rate, alpha=alpha, momentum=beta, weight_decay=decay, nesterov=nesterov)
+    return ld.GradientDescent(rate, alpha=alpha, momentum=beta, weight_decay=decay, nesterov=nesterov)
 
 
 OPTIMIZERS = {
@@ -69,7 +69,7 @@ def compare(weights, target, optimizer, make, steps):
     """Losses of both runs, how far the full one moved, and the worst entry of any lifted layer."""
     reduction = make(weights, target)
     problem = ld.factorization(target)
-    full = ld.gradient_descent(problem.loss, weights, optimizer, steps=steps, record_every=50)
+    full = ld.gradient_descent(problem, weights, optimizer, steps=steps, record_every=50)
     small = ld.reduced_descent(reduction, optimizer, steps=steps, record_every=50)
 
     def gap(a, b):
@@ -137,7 +137,7 @@ def test_any_rank_and_repeated_singular_values_reduce_exactly(x64, values, d):
 
 
 def identity_reduction(weights, target):
-    return ld.reduce_identity(target, depth=len(weights), scale=jnp.array(0.4))
+    return ld.reduction.reduce_identity(target, depth=len(weights), scale=jnp.array(0.4))
 
 
 @pytest.mark.parametrize("shared", ["all", "some"])
@@ -147,7 +147,7 @@ def test_a_basis_that_would_lose_rank_is_still_orthonormal_and_exact(x64, shared
     q = jnp.linalg.qr(jax.random.normal(jax.random.key(5), (d, d)))[0]
     right = q[:, :r] if shared == "all" else jnp.concatenate([q[:, :2], q[:, 5:6]], axis=1)
     target = ld.LowRank(q[:, :r], jnp.array([3.0, 2.0, 1.0]), right)
-    weights = ld.identity((d,) * 4, scale=0.4)
+    weights = ld.initialization.identity((d,) * 4, scale=0.4)
     for make in (ld.reduce, identity_reduction):
         for basis in make(weights, target).bases:
             gram = np.asarray(basis.T @ basis)
@@ -184,7 +184,7 @@ def test_a_dense_target_reduces_as_its_factors_do(x64):
     dense, factored = ld.reduce(weights, target.dense()), ld.reduce(weights, target)
     assert [basis.shape for basis in dense.bases] == [basis.shape for basis in factored.bases]
     losses = [
-        ld.reduced_descent(reduction, ld.SGD(0.05), steps=50).losses
+        ld.reduced_descent(reduction, ld.GradientDescent(0.05), steps=50).losses
         for reduction in (dense, factored)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-11)
@@ -210,7 +210,7 @@ def test_end_to_end_loss_and_error_are_the_full_networks(x64, spaces):
     spaces = WIDTHS[spaces]
     target = target_of((spaces[-1], spaces[0]), [3.0, 2.0, 1.2])
     reduction = jax.jit(ld.reduce)(network(spaces, scale=0.7), target)
-    layers = ld.reduced_descent(reduction, ld.SGD(0.01), steps=40).weights
+    layers = ld.reduced_descent(reduction, ld.GradientDescent(0.01), steps=40).weights
     full = jax.jit(lambda reduction, layers: reduction.lift(layers))(reduction, layers)
     problem = ld.factorization(target)
     np.testing.assert_allclose(reduction.problem.loss(layers), problem.loss(full), rtol=1e-12)
@@ -229,7 +229,7 @@ def test_end_to_end_loss_and_error_are_the_full_networks(x64, spaces):
     )
     rest = matrix - np.asarray(core.dense())
     np.testing.assert_allclose(np.linalg.norm(rest), count**0.5 * float(bulk), atol=1e-12)
-    measured = spectra.alignment(ld.cores(layers), reduction.problem.target)
+    measured = spectra.alignment(ld.reduction.cores(layers), reduction.problem.target)
     same = spectra.alignment(full, target)
     for a, b in zip(measured, same, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10)
@@ -254,8 +254,8 @@ def test_a_bulge_taken_all_the_same_follows_the_network_without_it_only(x64, spa
     # Exact for the nearest network that has the law, whose bulging spaces are not reached throughout …
     assert worst_layer(target, nearest, sgd(0.02), make=lambda *_: reduction) < 1e-12
     # … and off for the network that was given.
-    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.SGD(0.02), steps=150)
-    small = ld.reduced_descent(reduction, ld.SGD(0.02), steps=150)
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.GradientDescent(0.02), steps=150)
+    small = ld.reduced_descent(reduction, ld.GradientDescent(0.02), steps=150)
     assert jnp.max(jnp.abs(small.losses / full.losses - 1)) > 1e-3
 
 
@@ -265,8 +265,8 @@ def test_a_gaussian_initialization_is_refused_and_does_not_reduce(x64):
     with pytest.raises(ValueError, match=r"layer 1 has singular values from .* orthogonal"):
         ld.reduce(weights, target)
     reduction = ld.reduce(weights, target, strict=False)
-    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.SGD(0.05), steps=20)
-    small = ld.reduced_descent(reduction, ld.SGD(0.05), steps=20)
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.GradientDescent(0.05), steps=20)
+    small = ld.reduced_descent(reduction, ld.GradientDescent(0.05), steps=20)
     assert abs(small.losses[-1] / full.losses[-1] - 1) > 1e-3
 
 
@@ -282,7 +282,7 @@ def test_adam_is_refused_and_breaks_the_law(x64):
     weights = network((12,) * 4)
     reduction = ld.reduce(weights, target)
     adam = optax.adam(0.01)
-    with pytest.raises(ValueError, match=r"optimizer is a .*, expected SGD"):
+    with pytest.raises(ValueError, match=r"optimizer is a .*, expected GradientDescent"):
         ld.reduced_descent(reduction, adam, steps=1)
     full = ld.gradient_descent(ld.factorization(target).loss, weights, adam, steps=30)
     small = ld.reduced_descent(reduction, adam, strict=False, steps=30)
@@ -293,8 +293,8 @@ def test_adam_is_refused_and_breaks_the_law(x64):
 
 def test_reduce_identity_forms_no_matrix_and_lifts_to_the_identity_network(x64):
     target = target_of((12, 12), [3.0, 2.0, 1.2])
-    assert ld.reduce_identity(target, depth=3, scale=0.4).frames is None
-    weights = ld.identity((12,) * 4, scale=0.4)
+    assert ld.reduction.reduce_identity(target, depth=3, scale=0.4).frames is None
+    weights = ld.initialization.identity((12,) * 4, scale=0.4)
     assert worst_layer(target, weights, OPTIMIZERS["all at once"], identity_reduction) < 1e-12
     jaxpr = jax.make_jaxpr(
         lambda scale: ld.sample(jax.random.key(0), 5000, jnp.ones(2), depth=3, scale=scale)
@@ -307,7 +307,7 @@ def test_the_bulk_follows_its_scalar_recursion(x64):
     reduction = ld.sample(jax.random.key(0), 50, jnp.array([2.0, 1.0]), depth=depth, scale=0.8)
     run = ld.reduced_descent(
         reduction,
-        ld.SGD(eta, weight_decay=decay),
+        ld.GradientDescent(eta, weight_decay=decay),
         steps=30,
         observe=lambda layers: (layers[1].bulk, layers[1].idle),
     )
@@ -341,7 +341,7 @@ def test_another_width_is_the_same_compiled_program(x64):
     def train(layers, problem):
         nonlocal traces
         traces += 1
-        return ld.gradient_descent(problem.loss, layers, ld.SGD(0.1), steps=3).losses
+        return ld.gradient_descent(problem, layers, ld.GradientDescent(0.1), steps=3).losses
 
     traces, losses = 0, []
     for d in (30, 50):
@@ -353,7 +353,7 @@ def test_another_width_is_the_same_compiled_program(x64):
 
 def test_divergence_of_the_reduction_names_the_full_networks_stable_rate(x64):
     reduction = ld.sample(jax.random.key(0), 20, jnp.array([2.0, 1.0]), depth=3, scale=0.5)
-    run = ld.reduced_descent(reduction, ld.SGD(3.0), steps=60)
+    run = ld.reduced_descent(reduction, ld.GradientDescent(3.0), steps=60)
     edge = 2 / (3 * 2.0 ** (4 / 3))
     assert run.message.endswith(f"gradient descent is stable below {edge:g} here")
 
@@ -400,7 +400,7 @@ def test_a_network_ten_thousand_wide_trains_to_rounding(x64):
     values = jnp.array([3.0, 2.0, 1.0])
     reduction = ld.sample(jax.random.key(0), 10_000, values, depth=3, scale=1e-4)
     run = ld.reduced_descent(
-        reduction, ld.SGD(0.05), steps=400_000, record_every=10_000, tolerance=1e-22
+        reduction, ld.GradientDescent(0.05), steps=400_000, record_every=10_000, tolerance=1e-22
     )
     assert reduction.problem.recovery_error(run.weights) < 1e-10
 
@@ -410,7 +410,7 @@ def test_samples_map_over_seeds_as_they_loop(x64):
 
     def final_loss(key):
         reduction = ld.sample(key, 40, values, depth=3, scale=0.3)
-        return ld.reduced_descent(reduction, ld.SGD(0.05), steps=50, record_every=25).losses
+        return ld.reduced_descent(reduction, ld.GradientDescent(0.05), steps=50, record_every=25).losses
 
     final_loss = jax.jit(final_loss)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -423,8 +423,8 @@ def test_the_reduction_holds_in_single_precision():
     target = target_of((12, 12), [3.0, 2.0])
     weights = network((12,) * 4)
     reduction = ld.reduce(weights, target)
-    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.SGD(0.02), steps=100)
-    small = ld.reduced_descent(reduction, ld.SGD(0.02), steps=100)
+    full = ld.gradient_descent(ld.factorization(target).loss, weights, ld.GradientDescent(0.02), steps=100)
+    small = ld.reduced_descent(reduction, ld.GradientDescent(0.02), steps=100)
     np.testing.assert_allclose(small.losses, full.losses, rtol=1e-3, atol=1e-6)
 
 
@@ -446,15 +446,15 @@ BAD = {
     ),
     "negative scale": (
         "scale=-1, expected a positive",
-        lambda: ld.reduce_identity(target_of((8, 8), VALUES), depth=3, scale=-1),
+        lambda: ld.reduction.reduce_identity(target_of((8, 8), VALUES), depth=3, scale=-1),
     ),
     "nan scale": (
         "scale=nan, expected a positive",
-        lambda: ld.reduce_identity(target_of((8, 8), VALUES), depth=3, scale=NAN),
+        lambda: ld.reduction.reduce_identity(target_of((8, 8), VALUES), depth=3, scale=NAN),
     ),
     "not square": (
         r"target has shape \(8, 7\), expected a square",
-        lambda: ld.reduce_identity(target_of((8, 7), VALUES), depth=3, scale=0.1),
+        lambda: ld.reduction.reduce_identity(target_of((8, 7), VALUES), depth=3, scale=0.1),
     ),
     "rank above width": (
         "2 singular values do not fit a 1×1 matrix",

@@ -52,7 +52,7 @@ def test_the_default_curvature_makes_any_scaling_of_the_measurements_the_same_pr
     one, other = (ld.sensing(c * stack, truth=target) for c in (1.0, 100.0))
     np.testing.assert_allclose(other.curvature / one.curvature, 1e4, rtol=1e-12)
     np.testing.assert_allclose(other.loss(network()), one.loss(network()), rtol=1e-12)
-    np.testing.assert_allclose(other.surrogate(), one.surrogate(), rtol=1e-12)
+    np.testing.assert_allclose(other.surrogate_matrix(), one.surrogate_matrix(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -65,7 +65,7 @@ def test_functions_give_the_numbers_of_the_stack(x64, stack, target, depth):
     np.testing.assert_allclose(same, value, rtol=1e-13)
     for a, b in zip(gradient, also, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    np.testing.assert_allclose(functions.surrogate(), dense.surrogate(), atol=1e-13)
+    np.testing.assert_allclose(functions.surrogate_matrix(), dense.surrogate_matrix(), atol=1e-13)
 
 
 def test_the_curvature_of_functions_is_measured_by_probes(x64, stack, target):
@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_the_plain_formula(x64, stack, target):
 def test_the_surrogate_is_the_negative_gradient_at_zero(x64, stack, target):
     problem = ld.sensing(stack, truth=target)
     gradient = jax.grad(lambda w: problem.loss((w,)))(jnp.zeros(SHAPE))
-    np.testing.assert_allclose(problem.surrogate(), -gradient, atol=1e-13)
+    np.testing.assert_allclose(problem.surrogate_matrix(), -gradient, atol=1e-13)
 
 
 def test_single_precision_measurements_serve_double_precision_weights(x64, stack, target):

@@ -26,7 +26,7 @@ def test_planes_at_a_known_angle_are_measured_to_rounding(x64, angle):
     a = q[:, :2]
     b = np.stack([q[:, 0], np.cos(angle) * q[:, 1] + np.sin(angle) * q[:, 2]], axis=1)
     mix = np.array([[2.0, 1.0], [0.5, 3.0]])  # the space counts, not its basis
-    measured = spectra.subspace_angles(jnp.asarray(a), jnp.asarray(b @ mix))
+    measured = linalg.subspace_angles(jnp.asarray(a), jnp.asarray(b @ mix))
     np.testing.assert_allclose(measured, [angle, 0.0], atol=2e-15)
 
 
@@ -35,7 +35,7 @@ def test_angles_are_scipys_whatever_the_number_of_columns(x64):
     for k, m in [(3, 3), (2, 4), (4, 2), (1, 1)]:
         a, b = rng.standard_normal((9, k)), rng.standard_normal((9, m))
         expected = scipy.linalg.subspace_angles(a, b)
-        measured = spectra.subspace_angles(jnp.asarray(a), jnp.asarray(b))
+        measured = linalg.subspace_angles(jnp.asarray(a), jnp.asarray(b))
         assert measured.shape == (min(k, m),)
         np.testing.assert_allclose(measured, expected, atol=1e-13)
 
@@ -44,7 +44,7 @@ def test_a_mix_of_angles_is_accurate_at_both_ends(x64):
     angles = np.array([np.pi / 2 - 1e-9, 1.0, 0.5, 1e-9])
     a = np.eye(8, 4)
     b = np.concatenate([np.diag(np.cos(angles)), np.diag(np.sin(angles))])
-    measured = spectra.subspace_angles(jnp.asarray(a), jnp.asarray(b))
+    measured = linalg.subspace_angles(jnp.asarray(a), jnp.asarray(b))
     np.testing.assert_allclose(measured, angles, atol=1e-15)
 
 
@@ -83,10 +83,10 @@ def test_components_are_fitted_when_value_and_vectors_are():
     sigma = jnp.array([[2.0, 1.0], [2.09, 1.06], [1.91, 0.94], [2.0, 1.0], [2.0, 1.0]])
     left = ones.at[3, 0].set(0.94)
     right = ones.at[4, 1].set(0.96).at[4, 0].set(0.949)
-    fitted = spectra.fitted(spectra.Alignment(sigma, left, right), targets)
+    fitted = spectra.is_fitted(spectra.Alignment(sigma, left, right), targets)
     expected = [[True, True], [True, False], [True, False], [False, True], [False, True]]
     np.testing.assert_array_equal(fitted, expected)
-    loose = spectra.fitted(
+    loose = spectra.is_fitted(
         spectra.Alignment(sigma, left, right), targets, value=0.1, vector=0.1
     )
     assert np.all(loose)
@@ -151,12 +151,12 @@ def test_measurements_record_along_a_run(x64):
     run = ld.gradient_descent(
         ld.factorization(target).loss,
         ld.compress(target, depth=3, scale=0.2, rank=3),
-        ld.SGD(0.05),
+        ld.GradientDescent(0.05),
         steps=400,
         record_every=5,
         observe=lambda w: spectra.alignment(w, target),
     )
-    times = spectra.first_time(run.t, spectra.fitted(run.observed, target.singular_values))
+    times = spectra.first_time(run.t, spectra.is_fitted(run.observed, target.singular_values))
     assert 0 < times[0] < times[1] < 400
     row = int(times[0]) // 5
     sigma = run.observed.singular_values[:, 0]
@@ -172,4 +172,4 @@ def test_a_target_of_other_shape_is_named():
 
 def test_angles_between_spaces_of_different_dimension_are_named():
     with pytest.raises(ValueError, match=r"\(4, 2\).*\(5, 2\)"):
-        spectra.subspace_angles(jnp.eye(4, 2), jnp.eye(5, 2))
+        linalg.subspace_angles(jnp.eye(4, 2), jnp.eye(5, 2))

@@ -20,7 +20,7 @@ def starts(problem, rank=2):
 
 
 def test_a_sweep_is_its_runs_one_by_one_whatever_the_number_of_lanes(x64):
-    problem, optimizer = problem_of(), ld.SGD(0.03, alpha=ALPHAS)
+    problem, optimizer = problem_of(), ld.GradientDescent(0.03, alpha=ALPHAS)
     weights = starts(problem)
     for lanes in (1, 3, 64):
         swept = ld.sweep(
@@ -29,7 +29,7 @@ def test_a_sweep_is_its_runs_one_by_one_whatever_the_number_of_lanes(x64):
         for run in range(len(SCALES)):
             own = jax.tree.map(lambda leaf, run=run: leaf[run], weights)
             alone = ld.gradient_descent(
-                problem.loss, own, ld.SGD(0.03, alpha=ALPHAS[run]), steps=500, tolerance=1e-8
+                problem.loss, own, ld.GradientDescent(0.03, alpha=ALPHAS[run]), steps=500, tolerance=1e-8
             )
             assert swept.steps[run] == alone.steps
             np.testing.assert_allclose(swept.losses[run], alone.losses[-1], rtol=1e-9)
@@ -43,9 +43,9 @@ def test_each_run_may_have_its_own_problem_and_its_own_end(x64):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
     rates = np.array([0.03] * 5 + [1.0, 1e-5])  # one diverges, one is too slow
     swept = ld.sweep(
-        ld.Factorization.loss,
+        ld.problems.Factorization.loss,
         jax.vmap(lambda p: ld.spectral(p, rank=2, depth=3, scale=0.4))(stacked.target),
-        ld.SGD(rates),
+        ld.GradientDescent(rates),
         data=stacked,
         steps=300,
         tolerance=1e-6,
@@ -62,9 +62,9 @@ def test_a_network_padded_with_zeros_trains_as_the_one_it_was(x64):
     problem = problem_of()
     networks = [ld.spectral(problem.target, rank=rank, depth=3, scale=0.4) for rank in (2, 3, 4)]
     padded = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(ld.pad(network, 5) for network in networks))
-    swept = ld.sweep(problem.loss, padded, ld.SGD(0.03, alpha=2.0), steps=60)
+    swept = ld.sweep(problem.loss, padded, ld.GradientDescent(0.03, alpha=2.0), steps=60)
     for run, network in enumerate(networks):
-        alone = ld.gradient_descent(problem.loss, network, ld.SGD(0.03, alpha=2.0), steps=60)
+        alone = ld.gradient_descent(problem, network, ld.GradientDescent(0.03, alpha=2.0), steps=60)
         for a, b in zip(swept.weights, ld.pad(alone.weights, 5), strict=True):
             np.testing.assert_allclose(a[run], b, atol=1e-13)
 
@@ -77,7 +77,7 @@ def test_nothing_is_traced_again_for_other_numbers(x64):
         return problem.loss(weights)
 
     def run(rate, tolerance):
-        optimizer = ld.SGD(rate, alpha=ALPHAS)
+        optimizer = ld.GradientDescent(rate, alpha=ALPHAS)
         return ld.sweep(loss, starts(problem), optimizer, steps=90, tolerance=tolerance, lanes=2)
 
     run(0.03, 1e-4)
@@ -89,6 +89,6 @@ def test_nothing_is_traced_again_for_other_numbers(x64):
 def test_bad_settings_of_a_sweep_are_named():
     problem = problem_of()
     with pytest.raises(ValueError, match="lanes=0, expected at least 1"):
-        ld.sweep(problem.loss, starts(problem), ld.SGD(0.03), steps=5, lanes=0)
+        ld.sweep(problem.loss, starts(problem), ld.GradientDescent(0.03), steps=5, lanes=0)
     with pytest.raises(ValueError, match="expected at least the hidden width 2"):
         ld.pad(ld.spectral(problem.target, rank=2, depth=3, scale=1.0), 1)

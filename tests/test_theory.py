@@ -295,7 +295,7 @@ def test_sharpness_is_the_top_eigenvalue_of_the_scaled_hessian(x64, depth):
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_descent_converges_below_the_edge_of_stability_and_not_above(x64, depth, alpha):
     target = 7.0
-    edge = theory.edge_of_stability(target, depth=depth, alpha=alpha)
+    edge = theory.max_learning_rate(target, depth=depth, alpha=alpha)
     sigma = theory.mode_descent(
         target,
         depth=depth,
@@ -317,7 +317,7 @@ def test_explicit_steps_are_the_wait_over_the_longest_stable_step(x64):
         steps = theory.explicit_steps(targets, step_rate=3.0, **settings)
         assert steps.shape == (3,)
         assert_close(steps[-1], expected, rtol=0.1)
-    edge = theory.edge_of_stability(20.0, depth=5)
+    edge = theory.max_learning_rate(20.0, depth=5)
     waits = theory.fit_time(targets, **settings)
     assert_close(theory.explicit_steps(targets, **settings), waits / (edge / 2), rtol=1e-14)
 
@@ -447,7 +447,7 @@ def test_an_argument_out_of_range_is_named_by_every_other_function():
     with pytest.raises(ValueError, match=r"targets has shape \(2, 2\), expected \(r,\)"):
         theory.plateau_losses(jnp.eye(2))
     with pytest.raises(ValueError, match="depth=-1"):
-        theory.edge_of_stability(1.0, depth=-1)
+        theory.max_learning_rate(1.0, depth=-1)
     with pytest.raises(ValueError, match="top=inf"):
         theory.sharpness(jnp.inf, depth=3)
 
@@ -463,7 +463,7 @@ def test_importing_changes_no_setting_of_jax():
 @pytest.mark.parametrize("depth", [2, 3, 4, 5])
 def test_two_cycle_is_where_the_scalar_map_ends(x64, depth):
     sigma = 3.0
-    rate = 1.15 * float(theory.edge_of_stability(sigma, depth=depth))
+    rate = 1.15 * float(theory.max_learning_rate(sigma, depth=depth))
     x = 1.01 * sigma ** (1 / depth)
     for _ in range(3000):
         x = x + rate * (sigma - x**depth) * x ** (depth - 1)
@@ -475,7 +475,7 @@ def test_two_cycle_is_where_the_scalar_map_ends(x64, depth):
 
 
 def test_two_cycle_closes_on_the_target_at_the_edge_and_below(x64):
-    rates = np.array([0.5, 1.0]) * float(theory.edge_of_stability(2.0, depth=3))
+    rates = np.array([0.5, 1.0]) * float(theory.max_learning_rate(2.0, depth=3))
     for end in theory.two_cycle(2.0, depth=3, learning_rate=rates):
         np.testing.assert_allclose(end, 2.0, rtol=1e-5)
     assert theory.two_cycle(0.0, depth=3, learning_rate=1.0) == (0.0, 0.0)

@@ -89,7 +89,7 @@ def errors_under_descent(targets: ld.LowRank, weights, rate, *, steps: int) -> j
         target, weights = seed
         problem = ld.factorization(target.dense())
         run = ld.gradient_descent(
-            problem.loss, weights, ld.SGD(rate), steps=steps, observe=problem.recovery_error
+            problem.loss, weights, ld.GradientDescent(rate), steps=steps, observe=problem.recovery_error
         )
         return run.observed
 
@@ -105,9 +105,9 @@ def compressed(
     if start == "reversed":
         left = extend_orthonormal(target.left, rank)
         right = extend_orthonormal(target.right[:, ::-1], rank)
-        return ld.from_singular_vectors(left, right, depth=depth, scale=scale)
+        return ld.initialization.from_singular_vectors(left, right, depth=depth, scale=scale)
     random = ld.random_target(key, target.shape, jnp.ones(rank, target.dtype))
-    return ld.from_singular_vectors(random.left, random.right, depth=depth, scale=scale)
+    return ld.initialization.from_singular_vectors(random.left, random.right, depth=depth, scale=scale)
 
 
 def original(target: ld.LowRank, key: jax.Array, *, depth: int, scale, init: str = "orthogonal"):
@@ -120,7 +120,7 @@ def original(target: ld.LowRank, key: jax.Array, *, depth: int, scale, init: str
 def edge(setting: Setting, *, depth: int, alpha=1.0) -> float:
     """Largest learning rate that is stable for every seed's target."""
     tops = setting.targets.singular_values[:, 0]
-    return float(jnp.min(ld.theory.edge_of_stability(tops, depth=depth, alpha=alpha)))
+    return float(jnp.min(ld.theory.max_learning_rate(tops, depth=depth, alpha=alpha)))
 
 
 def last_fit(setting: Setting, *, depth: int, scale, alpha=1.0, tolerance=FITTED) -> float:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowdim_jax.linalg import LowRank
-from lowdim_jax.targets import separated_target
+from lowdim_jax.problems.targets import separated_target
 
 SIZES = {"small": (40, 4), "paper": (100, 10), "large": (512, 10)}
 """Width `d` and rank `r` of the synthetic targets."""

@@ -3,12 +3,11 @@
     from lowdim_jax import distributed
 
 `sharded_completion` and `gaussian_measurements` make problems whose data is spread over a `mesh()`;
-`gradient_descent` trains them as any other. `python -m lowdim_jax.distributed` does it from files, in
+`fit` and `gradient_descent` train them as any other. `python -m lowdim_jax.distributed` does it from files, in
 several processes, with checkpoints. docs/many-devices.md has commands, design and communication.
 `import lowdim_jax` does not import this subpackage.
 """
 
-from lowdim_jax.distributed.checkpoints import Checkpoints
 from lowdim_jax.distributed.sharded import (
     ShardedCompletion,
     gaussian_measurements,
@@ -20,7 +19,6 @@ from lowdim_jax.distributed.sharded import (
 from lowdim_jax.distributed.shards import Shards, open_shards, write_shards
 
 __all__ = [
-    "Checkpoints",
     "ShardedCompletion",
     "Shards",
     "gaussian_measurements",

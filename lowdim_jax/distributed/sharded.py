@@ -17,21 +17,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import as_array
-from lowdim_jax.completion import (
-    CHUNK,
-    SLOTS,
-    Groups,
+from lowdim_jax._host import as_array
+from lowdim_jax.linalg import LowRank
+from lowdim_jax.networks import Weights, check_fits, end_to_end_factors
+from lowdim_jax.problems.groups import CHUNK, SLOTS, Groups, sweep_groups
+from lowdim_jax.problems.matrix_completion import (
+    COMPONENTS,
     ObservedCompletion,
-    _half_squared_misfit,
-    _surrogate_error,
-    _sweep,
+    completion_error,
+    half_squared_misfit,
     observed_completion,
 )
-from lowdim_jax.initialization import check_scale
-from lowdim_jax.linalg import LowRank
-from lowdim_jax.networks import Weights, check_fits, compressed_widths, end_to_end_factors
-from lowdim_jax.theory import edge_of_stability
 
 AXIS = "data"
 """Name of the mesh axis over which data is spread."""
@@ -92,8 +88,8 @@ def gaussian_measurements(
     """`lowdim_jax.gaussian_measurements`, the same ones, each drawn on the device that keeps it.
 
     Filled up with zero matrices to a multiple of the number of devices: those change neither loss nor
-    gradient. `lowdim_jax.sensing` takes the result as it is: its loss is then a product on each device,
-    and the gradient one sum over devices, of `d_out d_in` numbers a step.
+    gradient. `lowdim_jax.sensing` takes the result as it is: its loss is then a product on each device, and the
+    gradient one sum over devices, of `d_out d_in` numbers a step.
     """
     return _draw(key, m, shape, mesh, dtype)
 
@@ -149,16 +145,18 @@ class ShardedCompletion:
         def local(blocks, weights):
             a, b = end_to_end_factors(weights)
             b = jax.lax.pcast(b, AXIS, to="varying")  # its gradient is a sum over devices
-            return jax.lax.psum(_half_squared_misfit(_own(blocks))(a, b.T), AXIS)
+            return jax.lax.psum(half_squared_misfit(_own(blocks))(a, b.T), AXIS)
 
         specs = (_SPREAD, (*(_EVERYWHERE,) * (len(weights) - 1), _SPREAD))  # the last layer by rows
         half = jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=_EVERYWHERE)
         return half(self.blocks, tuple(weights)) / self.fraction
 
-    def surrogate_svd(
-        self, rank: int, /, *, iterations: int = 50, key: jax.Array | None = None
+    def surrogate(
+        self, rank: int | None = None, /, *, iterations: int = 50, key: jax.Array | None = None
     ) -> LowRank:
         """Leading singular triplets of the surrogate `P_Ω(Φ) / p`, by subspace iteration over devices.
+
+        At most 100 of them by default.
 
         Randomized subspace iteration with `k = rank + 10` columns, then a Rayleigh–Ritz step (Halko,
         Martinsson and Tropp 2011, 4.4 and 5.1). An iteration costs about a gradient and sums `d_in k`
@@ -175,6 +173,7 @@ class ShardedCompletion:
         ValueError
             If `rank` is not between 1 and the smaller side.
         """
+        rank = min(COMPONENTS, *self.shape) if rank is None else rank
         if not 1 <= rank <= min(self.shape):
             raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ {min(self.shape)}")
         key = jax.random.key(0) if key is None else key
@@ -182,33 +181,19 @@ class ShardedCompletion:
 
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
-        return _surrogate_error(jnp.sum(self.blocks.by_row.values**2), self.fraction, self.shape)
-
-    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
-        """Edge of stability for the surrogate's top singular value, as `Completion`'s."""
-        return edge_of_stability(self.surrogate_svd(1).singular_values[0], depth=depth, alpha=alpha)
-
-    def compress(self, *, depth: int, scale, rank: int) -> Weights:
-        """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` of the surrogate, placed as `place` does.
-
-        Raises
-        ------
-        ValueError
-            If `rank`, `depth` or `scale` is out of range.
-        """
-        check_scale(scale)
-        compressed_widths(*self.shape, depth=depth, rank=rank)
-        parts = self.surrogate_svd(rank)
-        middle = self._put(scale * np.eye(rank, dtype=self.dtype), _EVERYWHERE)
-        return scale * parts.right.T, *(middle,) * (depth - 2), scale * parts.left
+        return completion_error(jnp.sum(self.blocks.by_row.values**2), self.fraction, self.shape)
 
     def place(self, weights: Sequence[Any], /) -> Weights:
-        """Weights of a whole network, the same ones in every process, put where they belong."""
-        *others, last = map(np.asarray, weights)
-        check_fits(weights, self.shape)
-        fill = self.padded_shape[0] - self.shape[0]
-        last = np.pad(last, ((0, fill), (0, 0)))
-        return *(self._put(layer, _EVERYWHERE) for layer in others), self._put(last, _SPREAD)
+        """Weights of a whole network, the same ones in every process, put where they belong.
+
+        The last layer may have the rows that fill up already, and then may be spread already.
+        """
+        *others, last = weights
+        fill = self.padded_shape[0] - len(last)
+        check_fits(weights, self.padded_shape if fill == 0 else self.shape)
+        if not isinstance(last, jax.Array) or last.is_fully_addressable:
+            last = self._put(np.pad(np.asarray(last), ((0, fill), (0, 0))), _SPREAD)
+        return *(self._put(np.asarray(layer), _EVERYWHERE) for layer in others), last
 
     def gather(self, weights: Sequence[jax.Array], /) -> Weights:
         """The whole network on one device of every process, without the rows that fill up."""
@@ -379,7 +364,7 @@ def _subspace_iteration(problem: ShardedCompletion, rank: int, iterations: int, 
 
 def _observed_times(groups: Groups, other: jax.Array) -> jax.Array:
     """`P_Ω(Φ)`, or its transpose, times a thin matrix: minus the misfit's gradient at zero."""
-    return -_sweep(groups, jnp.zeros((groups.owners, other.shape[1]), other.dtype), other)[1]
+    return -sweep_groups(groups, jnp.zeros((groups.owners, other.shape[1]), other.dtype), other)[1]
 
 
 def _tall_qr(block: jax.Array) -> tuple[jax.Array, jax.Array]:

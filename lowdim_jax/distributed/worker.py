@@ -12,16 +12,17 @@ import jax
 import numpy as np
 
 from lowdim_jax._cache import cache_programs
-from lowdim_jax._tracing import as_pytree
+from lowdim_jax._host import as_pytree
+from lowdim_jax.checkpoints import Checkpoints
+from lowdim_jax.compression import compress
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
-from lowdim_jax.distributed.checkpoints import Checkpoints
 from lowdim_jax.distributed.command import BAD_INPUT, DIVERGED, LOST, OK
 from lowdim_jax.distributed.sharded import ShardedCompletion, mesh, process_rows, sharded_completion
 from lowdim_jax.distributed.shards import open_shards
+from lowdim_jax.fitting import EDGE_FRACTION, START
 from lowdim_jax.networks import compressed_widths
-from lowdim_jax.optimizers import SGD
-from lowdim_jax.recovery import EDGE_FRACTION, START
-from lowdim_jax.theory import edge_of_stability
+from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.theory import max_learning_rate
 
 CRASHED = 70
 RUN = ("shape", "count", "data", "dtype", "depth", "rank", "alpha", "scale", "learning_rate", "check_every")
@@ -95,13 +96,13 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
         say(f"goes on from step {int(state.step)}")
     every = settings["check_every"]
     trajectory = gradient_descent(
-        problem.loss,
+        problem,
         state,
         optimizer,
         steps=settings["steps"],
         record_every=every,
-        progress=check,
-        progress_every=every,
+        callback=check,
+        callback_every=every,
     )
     checkpoints.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -128,8 +129,8 @@ def _start(problem: ShardedCompletion, settings: dict, checkpoints: Checkpoints)
         shapes = zip(widths[1:], widths, strict=False)
         weights = problem.place([np.zeros(shape, problem.dtype) for shape in shapes])
     else:
-        weights = problem.compress(depth=depth, scale=run["scale"], rank=rank)
-    optimizer = SGD(run["learning_rate"], alpha=alpha)
+        weights = compress(problem, depth=depth, scale=run["scale"], rank=rank)
+    optimizer = GradientDescent(run["learning_rate"], alpha=alpha)
     state = jax.jit(initial_state)(as_pytree(problem.loss), optimizer, weights)
     return (checkpoints.restore(state) if resumed else state), run, optimizer
 
@@ -142,7 +143,7 @@ def _new_run(problem: ShardedCompletion, settings: dict) -> dict:
     if run["scale"] is None:
         run["scale"] = (START * top) ** (1 / run["depth"])
     if run["learning_rate"] is None:
-        edge = edge_of_stability(top, depth=run["depth"], alpha=run["alpha"])
+        edge = max_learning_rate(top, depth=run["depth"], alpha=run["alpha"])
         run["learning_rate"] = EDGE_FRACTION * float(edge)
     return {name: run[name] for name in (*RUN, "given", "losses")}
 

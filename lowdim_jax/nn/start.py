@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lowdim_jax import compression
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._host import is_traced
 from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import check_finite, leading_svd
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, at_least_single
@@ -57,7 +57,7 @@ def _negative_gradient(graph, path, loss, state, batch):
 
     layer = layer_at(nnx.merge(graph, state, copy=True), path)
     shape = layer.out_features, layer.in_features
-    return compression.surrogate(matrix_loss, shape, dtype=layer.param_dtype)
+    return compression.loss_surrogate(matrix_loss, shape, dtype=layer.param_dtype)
 
 
 def spectral_start(

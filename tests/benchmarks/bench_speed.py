@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
-from lowdim_jax._tracing import as_pytree
+from lowdim_jax._host import as_pytree
 from lowdim_jax.descent import initial_state
 
 sys.path.append(str(Path(__file__).parent))
@@ -52,7 +52,7 @@ def test_step(d, network, record, peer, quick):
     if quick and d not in QUICK_WIDTHS:
         pytest.skip("full sizes only")
     loss, weights = works.factorization(network, d)
-    state = jax.jit(initial_state)(as_pytree(loss), ld.SGD(works.RATE), weights)
+    state = jax.jit(initial_state)(as_pytree(loss), ld.GradientDescent(works.RATE), weights)
     steps = works.steps_of(network, d, seconds=0.02 if quick else 1.0)
     seconds = None
     if peer and network in ("original dense", "compressed dense"):
@@ -64,7 +64,7 @@ def test_step(d, network, record, peer, quick):
     record(
         f"step, {network}, d={d}",
         lambda: ld.gradient_descent(
-            loss, state, ld.SGD(works.RATE), steps=steps, record_every=steps
+            loss, state, ld.GradientDescent(works.RATE), steps=steps, record_every=steps
         ).weights,
         steps=steps,
         rounds=3 if d == 3000 else 5,
@@ -145,18 +145,18 @@ def test_alpha_sweep(lanes, record, quick):
     problem = ld.completion(target, mask)
     alphas = np.arange(0.5, 10.0, 0.25)[:: 8 if quick else 1]
     start = ld.compress(problem, depth=3, scale=0.01, rank=10)
-    rate = 0.2 * float(problem.stable_learning_rate(depth=3, alpha=alphas[-1]))
+    rate = 0.2 * float(ld.max_learning_rate(problem, depth=3, alpha=alphas[-1]))
     starts = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(alphas)), start)
     common = {"steps": 20_000, "tolerance": 1e-6 * float(problem.loss(start))}
 
     def one_by_one():
         return [
-            ld.gradient_descent(problem.loss, start, ld.SGD(rate, alpha=alpha), record_every=100, **common)
+            ld.gradient_descent(problem, start, ld.GradientDescent(rate, alpha=alpha), record_every=100, **common)
             for alpha in alphas
         ]
 
     def swept():
-        return ld.sweep(problem.loss, starts, ld.SGD(rate, alpha=alphas), lanes=lanes, **common).weights
+        return ld.sweep(problem.loss, starts, ld.GradientDescent(rate, alpha=alphas), lanes=lanes, **common).weights
 
     loop = f"{len(alphas)} values of α, one by one"
     if lanes is None:
@@ -180,7 +180,7 @@ def test_compilation(record):
     loss, weights = works.factorization("compressed dense", 100)
 
     def first_run():
-        return ld.gradient_descent(loss, weights, ld.SGD(works.RATE), steps=1).weights
+        return ld.gradient_descent(loss, weights, ld.GradientDescent(works.RATE), steps=1).weights
 
     record("compilation of a training loop, d=100", first_run, setup=jax.clear_caches)
 

@@ -32,7 +32,7 @@ def memory(network: str, d: int) -> float:
         loss = problem.loss
     else:
         loss, weights = works.factorization(network, d)
-    run = ld.gradient_descent(loss, weights, ld.SGD(works.RATE), steps=3, record_every=3)
+    run = ld.gradient_descent(loss, weights, ld.GradientDescent(works.RATE), steps=3, record_every=3)
     jax.block_until_ready(run.weights)
     return peak() - before
 

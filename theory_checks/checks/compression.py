@@ -90,7 +90,7 @@ def _surrogate_gaps(target, key, *, origin, rank):
     )
     descents = [-jax.grad(problem.loss)((point,))[0] for problem in problems]
     gaps = [
-        jnp.linalg.norm(problem.surrogate() - descent) / jnp.linalg.norm(descent)
+        jnp.linalg.norm(problem.surrogate_matrix() - descent) / jnp.linalg.norm(descent)
         for problem, descent in zip(problems, descents, strict=True)
     ]
     return jnp.stack([*gaps, _outer_angle(target, key, descents[0], rank)])
@@ -101,7 +101,7 @@ def _outer_angle(target, key, descent, rank):
     weights = compressed(target, key, depth=2, scale=1.0, rank=rank)
     left, _, right = jnp.linalg.svd(descent, full_matrices=False)
     sides = ((left, weights[1]), (right.T, weights[0].T))
-    angles = [ld.spectra.subspace_angles(vectors[:, :rank], outer) for vectors, outer in sides]
+    angles = [ld.linalg.subspace_angles(vectors[:, :rank], outer) for vectors, outer in sides]
     return jnp.max(jnp.sin(jnp.stack(angles)))
 
 

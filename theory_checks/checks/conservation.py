@@ -124,7 +124,7 @@ def _balance_steps(target, key, *, rate, momentum, rank, steps):
     weights = compressed(target, key, depth=3, scale=SCALE, rank=rank)
     weights = tuple(f * w for f, w in zip((1.0, 2.0, 3.0), weights, strict=True))
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate, momentum=momentum), steps=steps, observe=keep
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate, momentum=momentum), steps=steps, observe=keep
     )
     first, middle, last = run.observed
     x = jnp.stack([
@@ -230,7 +230,7 @@ def _distances_from_the_flow(target, key, *, times, momentum, rtol, depth):
     limit = ld.end_to_end(ld.gradient_flow(loss, weights, times, rtol=rtol).weights)
     gaps = []
     for count in COUNTS:
-        rule = ld.SGD(times[-1] / count, momentum=momentum)
+        rule = ld.GradientDescent(times[-1] / count, momentum=momentum)
         run = ld.gradient_descent(loss, weights, rule, steps=count, record_every=count)
         gaps.append(jnp.linalg.norm(ld.end_to_end(run.weights) - limit))
     return jnp.stack(gaps) / target.singular_values[0]

@@ -33,7 +33,7 @@ def _recorded(steps: int, *, records: int = 400) -> tuple[int, int]:
 
 
 def _fit_times(run, target, rate):
-    fitted = spectra.fitted(run.observed, target.singular_values, value=VALUE, vector=VECTOR)
+    fitted = spectra.is_fitted(run.observed, target.singular_values, value=VALUE, vector=VECTOR)
     return rate * spectra.first_time(run.t, fitted)
 
 
@@ -78,7 +78,7 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
 
 def _fit_compressed(target, weights, *, rate, steps, every):
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, record_every=every,
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, record_every=every,
         observe=observe_alignment(target),
     )
     return _fit_times(run, target, rate), run.observed.singular_values
@@ -114,13 +114,13 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
 
 def _fit_both(target, weights, *, rate, steps, every):
     full = ld.gradient_descent(
-        ld.factorization(target.dense()).loss, weights, ld.SGD(rate), steps=steps,
+        ld.factorization(target.dense()).loss, weights, ld.GradientDescent(rate), steps=steps,
         record_every=every, observe=observe_alignment(target),
     )
     reduction = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(
-        reduction, ld.SGD(rate), steps=steps, record_every=every,
-        observe=lambda layers: spectra.alignment(ld.cores(layers), reduction.problem.target),
+        reduction, ld.GradientDescent(rate), steps=steps, record_every=every,
+        observe=lambda layers: spectra.alignment(ld.reduction.cores(layers), reduction.problem.target),
     )
     times = _fit_times(full, target, rate), _fit_times(small, target, rate)
     return *times, full.observed.singular_values, small.observed.singular_values
@@ -189,7 +189,7 @@ def _train_both(target, key, *, rate, scale, rank, steps, every):
 
     def train(problem, weights):
         run = ld.gradient_descent(
-            ld.factorization(problem).loss, weights, ld.SGD(rate), steps=steps, record_every=every,
+            ld.factorization(problem).loss, weights, ld.GradientDescent(rate), steps=steps, record_every=every,
             observe=observe_alignment(target),
         )
         return run.losses, run.observed.singular_values, _fit_times(run, target, 1)

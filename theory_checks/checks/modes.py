@@ -75,7 +75,7 @@ def _against_map(target, weights, *, depth, rate, steps, every, rank, extra_dept
     """Worst distance of the matrices from the scalar prediction, and both sets of singular values."""
     steps = steps // every * every
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate),
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate),
         steps=steps, record_every=every, observe=keep,
     )
     sigma = theory.mode_descent(
@@ -86,7 +86,7 @@ def _against_map(target, weights, *, depth, rate, steps, every, rank, extra_dept
 
     def distance(weights, sigma):
         predicted = ld.LowRank(spectral[1], sigma, spectral[0].T)
-        return jnp.sqrt(2 * ld.Factorization(predicted).loss(weights))
+        return jnp.sqrt(2 * ld.problems.Factorization(predicted).loss(weights))
 
     errors = jax.vmap(distance)(run.observed, sigma) / jnp.linalg.norm(target.singular_values)
     values = jax.vmap(lambda weights: ld.spectra.modes(weights, target))(run.observed)
@@ -211,7 +211,7 @@ def _half_times(target, key, *, scale, rate, depth, rank, steps):
     """Times at which each component reaches half its target."""
     weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, observe=observe_modes(target)
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, observe=observe_modes(target)
     )
     return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
 

@@ -35,13 +35,13 @@ OPTIMIZERS = {
 }
 
 
-def _descent(rate: float, **numbers: Any) -> ld.SGD:
+def _descent(rate: float, **numbers: Any) -> ld.GradientDescent:
     """Descent with every number given, so that rules which differ in numbers only share a program."""
     every: dict[str, Any] = {"alpha": 1.0, "momentum": 0.0, "weight_decay": 0.0} | numbers
-    return ld.SGD(rate, **every)
+    return ld.GradientDescent(rate, **every)
 
 
-def _rule(name: str, rate: float) -> ld.SGD:
+def _rule(name: str, rate: float) -> ld.GradientDescent:
     fraction = {"discrepant rates": 3.0 ** (-2 / DEPTH), "momentum": 0.2, "Nesterov momentum": 0.2}
     return _descent(rate * fraction.get(name, 1.0), **OPTIMIZERS[name])
 
@@ -193,7 +193,7 @@ def rectangular_reduction(
             sigma = jnp.linspace(2.0, 1.0, rank, dtype=setting.dtype)
             target = ld.random_target(key, (spaces[-1], spaces[0]), sigma)
             weights = make(key, spaces, scale=scale, dtype=setting.dtype)
-            optimizer = ld.SGD(0.1, weight_decay=0.02)
+            optimizer = ld.GradientDescent(0.1, weight_decay=0.02)
             full, reduction, small = _full_and_reduced(
                 target, weights, optimizer, every=STEPS, observe=None
             )
@@ -280,12 +280,12 @@ def _regression_gap(target, key, *, white, steps, sizes=(12, 4, 60)):
     (d_in, d_out, samples), dtype = sizes, target.dtype
     key_inputs, key_labels, key_weights = jax.random.split(key, 3)
     raw = jax.random.normal(key_inputs, (d_in, samples), dtype)
-    inputs = ld.whiten(raw)
+    inputs = ld.problems.whiten(raw)
     labels = jax.nn.one_hot(jax.random.randint(key_labels, (samples,), 0, d_out), d_out, dtype=dtype).T
-    problem = ld.factorization(ld.regression_target(inputs, labels))
+    problem = ld.factorization(ld.problems.regression_target(inputs, labels))
     shown = jnp.where(white, inputs, raw / samples**0.5)
     weights = ld.orthogonal(key_weights, (d_in, d_in, d_out), scale=SCALE, dtype=dtype)
-    rule = ld.SGD(0.5 * problem.stable_learning_rate(depth=2))
+    rule = ld.GradientDescent(0.5 * ld.max_learning_rate(problem, depth=2))
     runs = [
         ld.gradient_descent(loss, weights, rule, steps=steps, record_every=steps)
         for loss in (lambda w: jnp.sum((ld.forward(w, shown) - labels) ** 2) / 2, problem.loss)
@@ -371,7 +371,7 @@ def _half_time(setting: Setting, depth: int, scale: float, sigma: float, cosine:
     left = jnp.asarray([[cosine], [sine], [0.0], [0.0]], setting.dtype)
     right = jnp.asarray([[1.0], [0.0], [0.0], [0.0]], setting.dtype)
     target = ld.LowRank(left, jnp.asarray([sigma], setting.dtype), right)
-    reduction = ld.reduce_identity(target, depth=depth, scale=scale)
+    reduction = ld.reduction.reduce_identity(target, depth=depth, scale=scale)
     guess = float(
         ld.theory.mode_time(0.3 * sigma, sigma, depth=depth, scale=scale)
     )
@@ -396,16 +396,16 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
     d = {"small": 128, "paper": 256, "large": wide}[setting.size]
     rank, scale, steps = 5, 0.3, 300
     sigma = jnp.linspace(2.0, 1.0, rank, dtype=setting.dtype) * 5
-    rate = 0.5 * float(ld.theory.edge_of_stability(sigma[0], depth=DEPTH))
+    rate = 0.5 * float(ld.theory.max_learning_rate(sigma[0], depth=DEPTH))
 
     def train(key):
         target = ld.random_target(key, (d, d), sigma)
         weights = original(target, key, depth=DEPTH, scale=scale, init=init)
         full, reduction, small = _full_and_reduced(
-            target, weights, ld.SGD(rate), steps=steps, observe=observe_alignment(target)
+            target, weights, ld.GradientDescent(rate), steps=steps, observe=observe_alignment(target)
         )
         align = observe_alignment(reduction.problem.target)
-        predicted = jax.vmap(lambda layers: align(ld.cores(layers)))(small.observed)
+        predicted = jax.vmap(lambda layers: align(ld.reduction.cores(layers)))(small.observed)
         return (full.observed, full.losses), (predicted, small.losses)
 
     gaps = []

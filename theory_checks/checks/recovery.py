@@ -28,13 +28,13 @@ OBSERVED = {"small": 0.5, "paper": 0.3, "large": 0.3}
 """Fraction of entries observed; below these sizes' values even depth 3 fails for some seeds."""
 
 
-def _completion(target: ld.LowRank, key, fraction) -> ld.Completion:
+def _completion(target: ld.LowRank, key, fraction) -> ld.problems.Completion:
     key = jax.random.fold_in(key, 1)  # a key apart: the target is made of the seed's own
     mask = jax.random.uniform(key, target.shape) < fraction
     return ld.completion(target.dense(), mask, truth=target)
 
 
-def _sensing(target: ld.LowRank, key, m: int) -> ld.Sensing:
+def _sensing(target: ld.LowRank, key, m: int) -> ld.problems.Sensing:
     key = jax.random.fold_in(key, 1)
     stack = ld.gaussian_measurements(key, m, target.shape, dtype=target.dtype)
     return ld.sensing(stack, truth=target.dense(), curvature=1.0)
@@ -47,11 +47,11 @@ def _for_stacks(setting: Setting) -> Setting:
 
 def _trained(problem, weights, *, alpha, steps=STEPS, every=STEPS):
     """Recovery errors every few steps, at half the edge; for `α < 1` at that of `α = 1`."""
-    rate = FRACTION * problem.stable_learning_rate(depth=len(weights), alpha=jnp.maximum(alpha, 1.0))
+    rate = FRACTION * ld.max_learning_rate(problem, depth=len(weights), alpha=jnp.maximum(alpha, 1.0))
     run = ld.gradient_descent(
         problem.loss,
         weights,
-        ld.SGD(rate, alpha=alpha),
+        ld.GradientDescent(rate, alpha=alpha),
         steps=steps,
         record_every=every,
         observe=problem.recovery_error,
@@ -60,7 +60,7 @@ def _trained(problem, weights, *, alpha, steps=STEPS, every=STEPS):
 
 
 def _scale(problem, depth: int, start: float = START):
-    top = jnp.linalg.norm(problem.surrogate(), 2)
+    top = jnp.linalg.norm(problem.surrogate_matrix(), 2)
     return (start * top) ** (1 / depth)
 
 
@@ -97,7 +97,7 @@ def _surrogate_errors(target, key, *, swap):
     norm = jnp.sum(target.singular_values**2)
     problems = [_sensing(seen, key, m) for m in counts] + [_completion(seen, key, p) for p in fractions]
     expected = [(size + 1) / m for m in counts] + [(1 - p) / p for p in fractions]
-    errors = [problem.surrogate() - target.dense() for problem in problems]
+    errors = [problem.surrogate_matrix() - target.dense() for problem in problems]
     return jnp.stack([jnp.sum(e**2) / (norm * x) for e, x in zip(errors, expected, strict=True)])
 
 
@@ -143,8 +143,8 @@ def _surrogate_sines(_, key, *, swap, data, dtype):
         outside = 1 - jnp.sum(target.left**2, axis=1)
         for size in sizes:
             def square(key, target=target, seen=seen, size=size, problem_of=problem_of):
-                left = jnp.linalg.svd(problem_of(seen, key, size).surrogate())[0][:, : len(sigma)]
-                return jnp.sum(jnp.sin(ld.spectra.subspace_angles(left, target.left)) ** 2)
+                left = jnp.linalg.svd(problem_of(seen, key, size).surrogate_matrix())[0][:, : len(sigma)]
+                return jnp.sum(jnp.sin(ld.linalg.subspace_angles(left, target.left)) ** 2)
 
             variance = target.dense() ** 2 * (1 - size) / size  # of an entry seen with probability `size`
             if problem == "sensing":
@@ -291,7 +291,7 @@ def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidenc
     problem = _completion(target, jax.random.key(1), 0.3)
     goal = 1e-4 * float(problem.loss((jnp.zeros(target.shape, setting.dtype),)))
     scale = float(_scale(problem, 3))
-    rate = FRACTION * float(problem.stable_learning_rate(depth=3))
+    rate = FRACTION * float(ld.max_learning_rate(problem, depth=3))
     full = ld.orthogonal(
         jax.random.key(2), ld.full_widths(*target.shape, depth=3), scale=scale, dtype=setting.dtype
     )
@@ -304,7 +304,7 @@ def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidenc
         with _kept_out_of_the_cache():
             begin = time.perf_counter()
             run = ld.gradient_descent(
-                problem.loss, weights, ld.SGD(rate), steps=10 * STEPS, record_every=20, tolerance=goal,
+                problem.loss, weights, ld.GradientDescent(rate), steps=10 * STEPS, record_every=20, tolerance=goal,
                 observe=nothing,
             )
             jax.block_until_ready(run.weights)

@@ -51,17 +51,17 @@ def _top_curvature(loss, weights, rates, key):
 def _minimum(target, *, alpha, depth):
     """The minimum that discrepant rates reach as `ε → 0`: outer factors `√α` times the middle ones."""
     factor = {"outer": alpha ** (1 / 2 - 1 / depth), "middle": alpha ** (-1 / depth)}
-    weights = ld.balanced(target, depth=depth)
+    weights = ld.initialization.balanced(target, depth=depth)
     return tuple(factor[role] * layer for role, layer in zip(ld.roles(weights), weights, strict=True))
 
 
 def _curvature_at_the_end(target, key, *, alpha, depth, rank, steps):
     """Top curvature where discrepant descent from a spectral start ends."""
     loss, top = ld.factorization(target).loss, target.singular_values[0]
-    rate = 0.4 * theory.edge_of_stability(top, depth=depth, alpha=alpha)
+    rate = 0.4 * theory.max_learning_rate(top, depth=depth, alpha=alpha)
     weights = compressed(target, key, depth=depth, scale=SCALE, rank=rank)
     run = ld.gradient_descent(
-        loss, weights, ld.SGD(rate, alpha=alpha), steps=steps, record_every=steps
+        loss, weights, ld.GradientDescent(rate, alpha=alpha), steps=steps, record_every=steps
     )
     return _top_curvature(loss, run.weights, (alpha, *(1.0,) * (depth - 2), alpha), key)
 
@@ -112,7 +112,7 @@ def _curvatures(target, key, *, rate, depth, rank, scale, steps, every):
     loss = ld.factorization(target).loss
     weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
     run = ld.gradient_descent(
-        loss, weights, ld.SGD(rate), steps=steps, record_every=every, observe=keep
+        loss, weights, ld.GradientDescent(rate), steps=steps, record_every=every, observe=keep
     )
     rates = (1.0,) * depth
     sharp = jax.lax.map(lambda layers: _top_curvature(loss, layers, rates, key), run.observed)
@@ -162,12 +162,12 @@ def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps)
     """`|u*_1ᵀ W v*_1 − σ*_1|` at every step from a start near the minimum, at a fraction of the edge."""
     del key
     top = target.singular_values[0]
-    rate = fraction * theory.edge_of_stability(top, depth=depth + extra_depth, alpha=assumed)
+    rate = fraction * theory.max_learning_rate(top, depth=depth + extra_depth, alpha=assumed)
     size = jnp.sqrt(jnp.finfo(target.dtype).eps)
     weights = _minimum(target, alpha=alpha, depth=depth)
     weights = tuple(layer * (1 + size) for layer in weights)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate, alpha=alpha), steps=steps,
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate, alpha=alpha), steps=steps,
         observe=observe_modes(target),
     )
     return jnp.abs(run.observed[:, 0] - target.singular_values[0])
@@ -183,7 +183,7 @@ def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps)
         "one layer more assumed in the edge": {"extra_depth": 1, "cases": ((3, 1.0),)},
     },
 )
-def edge_of_stability(
+def max_learning_rate(
     setting: Setting, /, *, assumed_alpha=None, extra_depth=0, cases=CASES
 ) -> Evidence:
     steps = 40
@@ -212,10 +212,10 @@ def edge_of_stability(
 
 def _late_modes(target, key, *, rate_of, depth, rank, steps):
     """Singular values at the last steps, with the rate given for this target's largest one."""
-    rate = rate_of * theory.edge_of_stability(target.singular_values[0], depth=depth)
+    rate = rate_of * theory.max_learning_rate(target.singular_values[0], depth=depth)
     weights = compressed(target, key, depth=depth, scale=3 * SCALE, rank=rank)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, observe=observe_modes(target)
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, observe=observe_modes(target)
     )
     return run.observed[-12:]
 
@@ -244,7 +244,7 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
     sigma = setting.targets.singular_values
     for depth in depths:
         fraction = _between_the_edges(sigma, depth) if setting.rank > 1 else 1.1
-        rates = fraction * theory.edge_of_stability(sigma[:, :1], depth=depth)
+        rates = fraction * theory.max_learning_rate(sigma[:, :1], depth=depth)
         wait = int(40 / (fraction - 1))  # the cycle attracts at a rate that vanishes at the edge
         longest = max(longest, wait)
         steps = steps_to_fit(setting, float(jnp.min(rates)), depth=depth, scale=3 * SCALE) + wait
@@ -282,10 +282,10 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
 
 def _wait(target, key, *, scale, depth, rank, steps):
     """First step at which the last component is fitted, at half the target's edge."""
-    rate = 0.5 * theory.edge_of_stability(target.singular_values[0], depth=depth)
+    rate = 0.5 * theory.max_learning_rate(target.singular_values[0], depth=depth)
     weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.SGD(rate), steps=steps, observe=observe_modes(target)
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, observe=observe_modes(target)
     )
     fitted = jnp.abs(run.observed - target.singular_values) <= FITTED * target.singular_values
     return ld.spectra.first_time(run.t, fitted)[-1]

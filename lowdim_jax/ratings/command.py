@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
-from lowdim_jax.ratings import (
+from lowdim_jax.problems.base import top_singular_value
+from lowdim_jax.ratings.data import Ratings, hold_out, read_ratings
+from lowdim_jax.ratings.model import (
     HELD_OUT,
     STARTS,
     WIDTHS,
     RatingModel,
-    Ratings,
-    fit_effects,
+    estimate_effects,
     fit_ratings,
-    hold_out,
     model_of,
-    read_ratings,
     residual_problem,
 )
 
@@ -104,7 +103,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         used = fit.settings
         return model, f"depth {used['depth']}, width {used['rank']}, {fit.best_step} steps"
 
-    report("user and item effects", lambda: (model_of(train, fit_effects(train)), ""))
+    report("user and item effects", lambda: (model_of(train, estimate_effects(train)), ""))
     model = report("compressed network", compressed)
     if not arguments.no_baselines:
         for name, baseline in BASELINES.items():
@@ -137,7 +136,7 @@ def _chosen(train: Ratings, baseline: tuple[Callable, Sequence, str], seed: int)
     solve, penalties, what = baseline
 
     def model(ratings: Ratings, penalty) -> RatingModel:
-        effects = fit_effects(ratings)
+        effects = estimate_effects(ratings)
         return model_of(ratings, effects, solve(residual_problem(ratings, effects), penalty))
 
     best = min(penalties, key=lambda penalty: model(part, penalty).rmse(held))
@@ -153,7 +152,7 @@ def _factors(problem, steps):
 
 
 def _nuclear(problem, fraction):
-    top = problem.fraction / float(problem.stable_learning_rate(depth=2))  # of P_Ω(Y), not divided by p
+    top = problem.fraction * float(top_singular_value(problem))  # of P_Ω(Y), not divided by p
     return soft_impute(problem, penalty=fraction * top, rank=min(4 * RANK, *problem.shape))
 
 

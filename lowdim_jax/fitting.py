@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowdim_jax._tracing import as_pytree, on_host
+from lowdim_jax._host import as_pytree, on_host
 from lowdim_jax.compression import compress
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
 from lowdim_jax.networks import Weights, check_depth, widths
-from lowdim_jax.optimizers import SGD
+from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.problems.base import Problem, max_learning_rate, top_singular_value
 from lowdim_jax.trajectory import Status
 
 EDGE_FRACTION = 0.5
@@ -65,7 +66,7 @@ class Fit:
 
 
 def fit(
-    problem: Any,
+    problem: Problem,
     /,
     *,
     depth: int = 3,
@@ -88,8 +89,7 @@ def fit(
     Parameters
     ----------
     problem
-        `completion`, `observed_completion`, `sensing`, `factorization`, or anything else with a `loss`,
-        a `surrogate` and a `stable_learning_rate`.
+        Any `Problem`: completion, sensing, factorization, one spread over devices, one of your own.
     depth
         Number of layers `L ≥ 2`.
     rank
@@ -101,7 +101,7 @@ def fit(
     alpha
         `α`, ratio of outer to middle learning rate.
     learning_rate
-        `η`; by default half of `problem.stable_learning_rate`, the edge of stability with `α`.
+        `η`; by default half of `max_learning_rate(problem, depth=depth, alpha=alpha)`.
     weight_decay
         `λ` of the penalty `(λ/2) Σ_l ‖W_l‖_F²`.
     steps, tolerance
@@ -130,10 +130,9 @@ def fit(
         raise ValueError(f"patience={patience}, expected a positive number")
     data = on_host(problem)
     if start is None and scale is None:
-        top = 1 / float(data.stable_learning_rate(depth=2))  # the edge of two factors is 1/σ_1
-        scale = (START * top) ** (1 / depth)
+        scale = (START * float(top_singular_value(data))) ** (1 / depth)
     if learning_rate is None:
-        learning_rate = EDGE_FRACTION * float(data.stable_learning_rate(depth=depth, alpha=alpha))
+        learning_rate = EDGE_FRACTION * float(max_learning_rate(data, depth=depth, alpha=alpha))
     weights = compress(data, depth=depth, scale=scale, rank=rank) if start is None else start
     settings = {
         "depth": depth,
@@ -144,7 +143,7 @@ def fit(
         "weight_decay": weight_decay,
         "check_every": check_every,
     }
-    optimizer = SGD(learning_rate, alpha=alpha, weight_decay=weight_decay)
+    optimizer = GradientDescent(learning_rate, alpha=alpha, weight_decay=weight_decay)
     state = jax.jit(initial_state)(as_pytree(problem.loss), optimizer, weights)
     run = _Run(state, validate, patience)
     run.check(state)
@@ -162,14 +161,14 @@ def fit(
             return run.overdue(check_every)
 
         trajectory = gradient_descent(
-            problem.loss,
+            problem,
             run.state,
             optimizer,
             steps=steps,
             record_every=check_every,
             tolerance=goal,
-            progress=check,
-            progress_every=check_every,
+            callback=check,
+            callback_every=check_every,
         )
     numbers, losses, validation = np.array(run.history).T
     return Fit(

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import is_traced
-from lowdim_jax.compression import estimate_rank
-from lowdim_jax.linalg import LowRank, as_matrix, check_finite, dense, svd
+from lowdim_jax._host import is_traced
+from lowdim_jax.linalg import LowRank, as_matrix, check_finite, dense, estimate_rank, svd
 
 
 def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> LowRank:

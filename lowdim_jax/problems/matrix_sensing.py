@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowdim_jax._tracing import as_pytree, is_traced
-from lowdim_jax.factorization import as_truth, relative_error
-from lowdim_jax.linalg import LowRank, check_finite, dense, noise_norm, spectral_norm
+from lowdim_jax._host import as_pytree, is_traced
+from lowdim_jax.linalg import LowRank, check_finite, dense, leading_svd, noise_norm
 from lowdim_jax.networks import check_fits, end_to_end
-from lowdim_jax.theory import edge_of_stability
+from lowdim_jax.problems.base import as_truth, relative_error
 
 PROBES = 8
 
@@ -88,9 +87,13 @@ class Sensing:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 
-    def surrogate(self) -> Float[Array, "d_out d_in"]:
+    def surrogate_matrix(self) -> Float[Array, "d_out d_in"]:
         """`−∇ℓ(0) = 𝒜*(y) / c`, an unbiased estimate of `Φ` (docs/theory.md 1.3)."""
         return self.operator.adjoint(self.labels) / self.curvature
+
+    def surrogate(self, rank: int | None = None, /) -> LowRank:
+        """Leading `rank` singular triplets of the surrogate; all of them by default."""
+        return leading_svd(self.surrogate_matrix(), rank)
 
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, for Gaussian measurements (docs/theory.md 1.7).
@@ -100,14 +103,6 @@ class Sensing:
         energy = (self.labels**2).sum() / self.curvature
         d_out, d_in = self.shape
         return noise_norm(energy * d_out * d_in / len(self.labels), self.shape)
-
-    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
-        """Edge of stability for the surrogate's top singular value (docs/theory.md 5.2).
-
-        The sharpness at the minimum exceeds the one of factorization by what `𝒜*𝒜 / c` departs
-        from the identity on low-rank matrices: take a fraction of this, 0.3 for example.
-        """
-        return edge_of_stability(spectral_norm(self.surrogate()), depth=depth, alpha=alpha)
 
 
 def sensing(

@@ -1,4 +1,4 @@
-"""Checkpoints of runs over many devices, which restore on any other number of them; with orbax."""
+"""Checkpoints of runs, on one device or many, which restore on any other number of them; with orbax."""
 
 from pathlib import Path
 from typing import Any

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from lowdim_jax._tracing import as_pytree
-from lowdim_jax.descent import DescentState, initial_state
-from lowdim_jax.optimizers import SGD
+from lowdim_jax._host import as_pytree
+from lowdim_jax.descent import DescentState, initial_state, take_step
+from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.problems.base import Problem, loss_of
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Sweep:
 
 
 def sweep(
-    loss: Callable,
+    objective: Problem | Callable,
     weights: Any,
-    optimizer: SGD,
+    optimizer: GradientDescent,
     /,
     *,
     steps: int,
@@ -53,15 +54,15 @@ def sweep(
 
     Parameters
     ----------
-    loss
-        Function of one run's weights; with `data`, of one run's data and its weights, for example
-        `ld.Completion.loss` with stacked problems.
+    objective
+        A problem, or a function of one run's weights; with `data`, a function of one run's data and its
+        weights, for example `Completion.loss` with stacked problems.
     weights
         Initial weights with a first axis of runs, for example
         `jax.vmap(lambda scale: ld.spectral(target, rank=6, depth=3, scale=scale))(scales)`. Networks of
         different rank r̂ go together padded: see `pad`.
     optimizer
-        `SGD` whose numbers are scalars, or have one entry a run.
+        `GradientDescent` whose numbers are scalars, or have one entry a run.
     steps, tolerance
         Each run ends at the first step whose loss is at most `tolerance`, or after `steps`.
     data
@@ -82,6 +83,7 @@ def sweep(
     for name, value in (("steps", steps), ("lanes", lanes), ("check_every", check_every)):
         if value < 1:
             raise ValueError(f"{name}={value}, expected at least 1")
+    loss = as_pytree(loss_of(objective))
     count = len(jax.tree.leaves(weights)[0])
     optimizer = jax.tree.map(lambda number: np.broadcast_to(np.asarray(number), (count,)), optimizer)
     runs = jax.device_put((weights, optimizer, data))
@@ -92,11 +94,11 @@ def sweep(
     lanes = min(lanes, count)
     check_every = steps if lanes == 1 else check_every
     running, waiting = np.arange(lanes), lanes  # the run in each lane, and the first that has none yet
-    states = _start(as_pytree(loss), runs, running)
+    states = _start(loss, runs, running)
     results: list[Any] = [None] * count
     active = np.ones(lanes, bool)
     while active.any():
-        states, ended = _advance(as_pytree(loss), runs, running, states, steps, check_every, tolerance)
+        states, ended = _advance(loss, runs, running, states, steps, check_every, tolerance)
         finished = np.flatnonzero(np.asarray(ended) & active)
         if not len(finished):
             continue
@@ -108,36 +110,9 @@ def sweep(
         waiting += len(refilled)
         active[finished[len(refilled) :]] = False
         fresh = np.isin(np.arange(lanes), refilled)
-        states = _refill(as_pytree(loss), runs, running, states, fresh)
+        states = _refill(loss, runs, running, states, fresh)
     weights, losses, taken = jax.tree.map(lambda *rows: np.stack(rows), *results)
     return Sweep(jax.device_put(weights), losses, taken)
-
-
-def pad(weights, rank: int, /):
-    """A network with zero rows and columns added up to hidden width `rank`: it trains as before.
-
-    The gradient of what is added is zero as long as it is zero on both sides, so that the padded network
-    is the same one exactly, and networks of several ranks r̂ have one shape.
-
-    Raises
-    ------
-    ValueError
-        If a hidden layer is wider than `rank`.
-    """
-    wide = max(weight.shape[0] for weight in weights[:-1])
-    if wide > rank:
-        raise ValueError(f"rank={rank}, expected at least the hidden width {wide}")
-    last = len(weights) - 1
-    return tuple(
-        jnp.pad(
-            weight,
-            (
-                (0, 0 if layer == last else rank - weight.shape[0]),
-                (0, 0 if layer == 0 else rank - weight.shape[1]),
-            ),
-        )
-        for layer, weight in enumerate(weights)
-    )
 
 
 def _of_run(loss, runs, run):
@@ -183,14 +158,7 @@ def _advance(loss, runs, running, states, steps, check_every, tolerance):
     def lane(run, state):
         of_run, _, optimizer = _of_run(loss, runs, run)
         goal = state.step + check_every
-
-        def step(state):
-            updates, optimizer_state = optimizer.update(
-                state.gradient, state.optimizer_state, state.weights
-            )
-            weights = optax.apply_updates(state.weights, updates)
-            value, gradient = jax.value_and_grad(of_run)(weights)
-            return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
+        step = partial(take_step, of_run, optimizer)
 
         return jax.lax.while_loop(lambda state: unfinished(state) & (state.step < goal), step, state)
 

@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
-from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from lowdim_jax._tracing import as_array, is_traced
-from lowdim_jax.factorization import as_truth, relative_error
+from lowdim_jax._host import as_array, is_traced
 from lowdim_jax.linalg import (
     LowRank,
     as_matrix,
@@ -25,15 +23,13 @@ from lowdim_jax.linalg import (
     is_sparse,
     leading_svd,
     noise_norm,
-    spectral_norm,
 )
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
-from lowdim_jax.theory import edge_of_stability
+from lowdim_jax.problems.base import as_truth, relative_error
+from lowdim_jax.problems.groups import Groups, group, sweep_groups
 
-SLOTS = 16
-"""Entries of a row, or of a column, that are worked on together."""
-CHUNK = 1024
-"""Groups of `SLOTS` entries at a time: what they gather stays in the cache."""
+COMPONENTS = 100
+"""Components of a sparse surrogate that are looked at where nobody says how many."""
 
 
 @jax.tree_util.register_dataclass
@@ -77,21 +73,17 @@ class Completion:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 
-    def surrogate(self) -> Float[Array, "d_out d_in"]:
+    def surrogate_matrix(self) -> Float[Array, "d_out d_in"]:
         """`−∇ℓ(0) = P_Ω(Φ) / p`, an unbiased estimate of `Φ` (docs/theory.md 1.3)."""
         return self.values / self.fraction
 
+    def surrogate(self, rank: int | None = None, /) -> LowRank:
+        """Leading `rank` singular triplets of the surrogate; all of them by default."""
+        return leading_svd(self.surrogate_matrix(), rank)
+
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
-        return _surrogate_error((self.values**2).sum(), self.fraction, self.shape)
-
-    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
-        """Edge of stability for the surrogate's top singular value (docs/theory.md 5.2).
-
-        The sharpness at the minimum is at most `1/p` times the one this is the edge for, and for
-        uniformly observed entries close to it: take a fraction of this, 0.3 for example.
-        """
-        return edge_of_stability(spectral_norm(self.surrogate()), depth=depth, alpha=alpha)
+        return completion_error((self.values**2).sum(), self.fraction, self.shape)
 
     def observed(self) -> "ObservedCompletion":
         """The same problem (of concrete values) as its observed entries."""
@@ -130,25 +122,24 @@ class ObservedCompletion:
         if len(weights) == 1:
             raise ValueError("weights has one layer: observed entries need two factors at least")
         a, b = end_to_end_factors(weights)
-        return _half_squared_misfit(self)(a, b.T) / self.fraction
+        return half_squared_misfit(self)(a, b.T) / self.fraction
 
     def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 
-    def surrogate(self) -> "scipy.sparse.csr_array":
+    def surrogate_matrix(self) -> "scipy.sparse.csr_array":
         """`−∇ℓ(0) = P_Ω(Φ) / p` as a SciPy sparse matrix, of concrete values only."""
         rows, columns, values = self.triplets()
         return scipy.sparse.csr_array((values / self.fraction, (rows, columns)), shape=self.shape)
 
+    def surrogate(self, rank: int | None = None, /) -> LowRank:
+        """Leading `rank` singular triplets of the surrogate, at most 100 of them by default."""
+        return leading_svd(self.surrogate_matrix(), min(COMPONENTS, *self.shape) if rank is None else rank)
+
     def surrogate_error(self) -> Float[Array, ""]:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
-        return _surrogate_error((self.by_row.values**2).sum(), self.fraction, self.shape)
-
-    def stable_learning_rate(self, *, depth: int, alpha=1.0) -> Float[Array, ""]:
-        """Edge of stability for the surrogate's top singular value, as `Completion`'s."""
-        top = leading_svd(self.surrogate(), 1).singular_values[0]
-        return edge_of_stability(top, depth=depth, alpha=alpha)
+        return completion_error((self.by_row.values**2).sum(), self.fraction, self.shape)
 
     def triplets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, column and value of every observed entry, ordered by row, then column."""
@@ -255,101 +246,33 @@ def observed_completion(
         for index, size in zip((rows, columns), shape, strict=True)
     )
     rows, columns, values = _merge(rows, columns, values, duplicates)
-    by_row = _group(rows, columns, values, shape[0])
+    by_row = group(rows, columns, values, shape[0])
     order = np.argsort(columns, kind="stable")
     return ObservedCompletion(
         by_row=by_row,
-        by_column=_group(columns[order], rows[order], values[order], shape[1]),
+        by_column=group(columns[order], rows[order], values[order], shape[1]),
         count=len(values),
         truth=as_truth(truth, shape),
     )
 
 
-def entries(
-    weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
-) -> Float[Array, " n"]:
-    """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`."""
-    a, b = end_to_end_factors(weights)
-    return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Groups:
-    """Observed entries in groups of `SLOTS` that share an owner (a row, or a column), in chunks.
-
-    An owner has as many groups as it needs; what is left of the last one is marked by −1 in `others`.
-    """
-
-    owner: Int[Array, "chunks groups"]
-    others: Int[Array, "chunks groups slots"]
-    values: Float[Array, "chunks groups slots"]
-    owners: int = field(metadata={"static": True})
-
-
-def _group(owner: np.ndarray, others: np.ndarray, values: np.ndarray, owners: int) -> Groups:
-    """Entries, ordered by owner, as groups."""
-    counts = np.bincount(owner, minlength=owners)
-    groups_of = -(-counts // SLOTS)
-    left_over = groups_of * SLOTS - counts
-    place = np.repeat(np.cumsum(left_over) - left_over, counts)
-    place += np.arange(len(owner))
-
-    total = int(groups_of.sum())
-    chunk = min(CHUNK, total)
-    chunks = -(-total // chunk)
-    grouped_others = np.full(chunks * chunk * SLOTS, -1, np.int32)
-    grouped_values = np.zeros(chunks * chunk * SLOTS, values.dtype)
-    grouped_others[place] = others
-    grouped_values[place] = values
-    group_owner = np.zeros(chunks * chunk, np.int32)
-    group_owner[:total] = np.repeat(np.arange(owners), groups_of)
-    return Groups(
-        jnp.asarray(group_owner.reshape(chunks, chunk)),
-        jnp.asarray(grouped_others.reshape(chunks, chunk, SLOTS)),
-        jnp.asarray(grouped_values.reshape(chunks, chunk, SLOTS), _float_of(values)),
-        owners,
-    )
-
-
-def _float_of(values: np.ndarray):
-    """The data type of values as JAX's settings allow it: float64 becomes float32 unless enabled."""
-    return jnp.zeros((), jax.dtypes.canonicalize_dtype(values.dtype)).dtype
-
-
-def _half_squared_misfit(problem: ObservedCompletion) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def half_squared_misfit(problem: ObservedCompletion) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`½ Σ_Ω (a_row · b_column − y)²` as a function of the factors, with its gradient by hand."""
 
     @jax.custom_vjp
     def misfit(a, b):
-        return _sweep(problem.by_row, a, b)[0]
+        return sweep_groups(problem.by_row, a, b)[0]
 
     def forward(a, b):
-        value, gradient_a = _sweep(problem.by_row, a, b)
-        _, gradient_b = _sweep(problem.by_column, b, a)
+        value, gradient_a = sweep_groups(problem.by_row, a, b)
+        _, gradient_b = sweep_groups(problem.by_column, b, a)
         return value, (gradient_a, gradient_b)
 
     misfit.defvjp(forward, lambda gradients, scale: jax.tree.map(lambda g: scale * g, gradients))
     return misfit
 
 
-def _sweep(groups: Groups, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Half the squared misfit, and its gradient by the owners' factor."""
-
-    def chunk(part):
-        owner, others, values = part
-        across = other[others]
-        misfit = jnp.einsum("gsr,gr->gs", across, own[owner]) - values.astype(own.dtype)
-        misfit = jnp.where(others >= 0, misfit, 0)
-        return jnp.sum(misfit**2) / 2, jnp.einsum("gs,gsr->gr", misfit, across)
-
-    halves, gradients = jax.lax.map(chunk, (groups.owner, groups.others, groups.values))
-    gradients = gradients.reshape(-1, own.shape[1])
-    total = jax.ops.segment_sum(gradients, groups.owner.reshape(-1), num_segments=groups.owners)
-    return jnp.sum(halves), total
-
-
-def _surrogate_error(energy, fraction, shape) -> jax.Array:
+def completion_error(energy, fraction, shape) -> jax.Array:
     """Spectral norm of noise of the surrogate's squared Frobenius error, `(1 − p) / p² Σ_Ω Φ_ij²`."""
     return noise_norm(energy * (1 - fraction), shape) / fraction
 

@@ -1,0 +1,131 @@
+"""What a problem is: a loss of the end-to-end matrix, and a surrogate that a network can start from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowdim_jax.linalg import LowRank, as_matrix, frobenius_norm
+from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
+from lowdim_jax.theory import stability
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """A loss of a network's end-to-end matrix that tells a network where to start.
+
+    `compress`, `fit`, `gradient_descent`, `gradient_flow` and `sweep` take anything with these members: the
+    problems of this package, those spread over devices, and a class of your own. Where its arrays are to be
+    traced rather than compiled in, register it with `jax.tree_util.register_dataclass`.
+
+    A problem may have more: `surrogate_error()`, the spectral norm of what the surrogate is off by, above
+    which `compress` counts components; `recovery_error(weights)`, where the truth is known; and
+    `place(weights)`, which puts a network on the devices that the problem is on.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape `(d_out, d_in)` of the end-to-end matrix."""
+        ...
+
+    def loss(self, weights: Any, /) -> Float[Array, ""]:
+        """The loss of a network."""
+        ...
+
+    def surrogate(self, rank: int | None = None, /) -> LowRank:
+        """Leading `rank` singular triplets of `−∇ℓ(0)`, the negative gradient at the zero matrix.
+
+        Without `rank`, as many as the problem can afford (docs/theory.md 1.3).
+        """
+        ...
+
+
+def loss_of(objective: Problem | Callable, /) -> Callable:
+    """The loss that a solver trains: a problem's `loss`, or the function that it was given.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    loss = getattr(objective, "loss", objective)
+    if not callable(loss):
+        raise ValueError(f"objective is a {type(objective).__name__}, expected a problem or a function")
+    return loss
+
+
+def top_singular_value(problem: Problem, /) -> Float[Array, ""]:
+    """`σ_1` of the surrogate, the estimate of the matrix's scale that needs no truth.
+
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> float(ld.problems.top_singular_value(ld.factorization(jnp.diag(jnp.array([3.0, 2.0])))))
+    3.0
+    """
+    return problem.surrogate(1).singular_values[0]
+
+
+def max_learning_rate(problem: Problem, /, *, depth: int, alpha: Any = 1.0) -> Float[Array, ""]:
+    """Largest `η` at which gradient descent is stable at the minimum, `2 / (L σ_1^{2−2/L} α^{2/L})`.
+
+    With `σ_1` of the surrogate (docs/theory.md 5.1, 5.2): exact for factorization. For sensing and
+    completion the sharpness at the minimum exceeds the one this is the edge for by what the
+    measurements depart from an isometry on low-rank matrices: take a fraction, 0.3 for example.
+
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> float(ld.max_learning_rate(ld.factorization(jnp.diag(jnp.array([4.0, 2.0]))), depth=2))
+    0.25
+    """
+    return stability.max_learning_rate(top_singular_value(problem), depth=depth, alpha=alpha)
+
+
+def relative_error(truth, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    """`‖W − Φ‖_F / ‖Φ‖_F`, for any problem that knows its truth `Φ`.
+
+    Raises
+    ------
+    ValueError
+        If `truth` is None: the problem was built from data alone.
+    """
+    if truth is None:
+        raise ValueError("truth is None: build the problem with truth=Φ to measure a recovery error")
+    return jnp.sqrt(squared_error(truth, weights)) / frobenius_norm(truth)
+
+
+def as_truth(truth, shape: tuple[int, ...], /):
+    """The truth a caller gave with a problem, checked; None where it is not known.
+
+    Raises
+    ------
+    ValueError
+        If it is not a finite matrix of the problem's shape.
+    """
+    if truth is None:
+        return None
+    truth = as_matrix("truth", truth)
+    if truth.shape != tuple(shape):
+        raise ValueError(f"truth has shape {truth.shape}, but the matrix to recover has shape {tuple(shape)}")
+    return truth
+
+
+def squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array], /) -> jax.Array:
+    """`‖W − Φ‖_F²`, without forming `W` where the target is factored."""
+    check_fits(weights, target.shape)
+    if not isinstance(target, LowRank):
+        return jnp.sum((end_to_end(weights) - target) ** 2)
+    if len(weights) == 1:
+        return jnp.sum((weights[0] - target.dense()) ** 2)
+    # Split W = A B along the target's singular spaces. The three parts are orthogonal, and each is
+    # a difference of small things: expanding ‖W‖² − 2⟨W, Φ⟩ + ‖Φ‖² would lose half the digits.
+    a, b = end_to_end_factors(weights)
+    a_in = target.left.T @ a
+    b_in = b @ target.right
+    a_out = a - target.left @ a_in
+    b_out = b - b_in @ target.right.T
+    core = a_in @ b_in - jnp.diag(target.singular_values)
+    return (
+        jnp.sum(core**2)
+        + jnp.sum((a_in @ b_out) ** 2)
+        + jnp.sum((a_out.T @ a_out) * (b @ b.T))
+    )

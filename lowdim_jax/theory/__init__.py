@@ -1,0 +1,31 @@
+"""Predictions in closed form, as functions of scalars and arrays; numbered as in docs/theory.md.
+
+`modes` (2): singular values of the compressed network. `conservation` (4): what the flow keeps.
+`stability` (5): sharpness, the largest stable learning rate, the two-cycle beyond it.
+"""
+
+from lowdim_jax.theory.conservation import balance_step, singular_value_rate
+from lowdim_jax.theory.modes import (
+    fit_time,
+    fit_time_small_scale,
+    mode_descent,
+    mode_time,
+    mode_trajectory,
+    plateau_losses,
+)
+from lowdim_jax.theory.stability import explicit_steps, max_learning_rate, sharpness, two_cycle
+
+__all__ = [
+    "balance_step",
+    "explicit_steps",
+    "fit_time",
+    "fit_time_small_scale",
+    "max_learning_rate",
+    "mode_descent",
+    "mode_time",
+    "mode_trajectory",
+    "plateau_losses",
+    "sharpness",
+    "singular_value_rate",
+    "two_cycle",
+]
