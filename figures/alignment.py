@@ -52,7 +52,7 @@ def compute(settings: Settings) -> Arrays:
     leading = jnp.linalg.eigh(tilt + tilt.T)[1][:, -1]
     mirrored = rotation.T @ leading  # the same vector, seen from the input
     return {
-        "iteration": np.asarray(trajectory.t),
+        "iteration": np.asarray(trajectory.steps),
         **{name: np.asarray(value) for name, value in trajectory.observed.items()},
         "target_top": np.asarray(target.singular_values[0]),
         "left_start": np.asarray(jnp.abs(leading @ target.left[:, 0])),

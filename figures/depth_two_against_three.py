@@ -41,7 +41,7 @@ def compute(settings: Settings) -> Arrays:
             of_start = {**settings, "depth": int(depth), "scale": scale}
             weights = runs.compressed(problem, of_start)
             trajectory = runs.descent(problem, weights, of_start, observe=observe)
-            arrays["iteration"] = np.asarray(trajectory.t)
+            arrays["iteration"] = np.asarray(trajectory.steps)
             training.append(trajectory.observed[0])
             recovery.append(trajectory.observed[1])
         arrays |= {f"L{depth}_training": np.array(training), f"L{depth}_recovery": np.array(recovery)}

@@ -38,7 +38,7 @@ def compute(settings: Settings) -> Arrays:
     arrays = {"targets": np.asarray(target.singular_values)}
     for name, weights in runs.both(problem, settings).items():
         trajectory = runs.descent(problem, weights, settings, observe=observe)
-        arrays["iteration"] = np.asarray(trajectory.t)
+        arrays["iteration"] = np.asarray(trajectory.steps)
         values, left, right = jax.tree.map(np.asarray, trajectory.observed)
         arrays |= {f"{name}_values": values, f"{name}_left": left, f"{name}_right": right}
     return arrays

@@ -58,7 +58,7 @@ def compute(settings: Settings) -> Arrays:
     measured = jax.tree.map(np.asarray, full.observed)
     first = jax.tree.map(lambda array: np.asarray(array[-1]), once.observed)
     return {
-        "iteration": np.asarray(full.t),
+        "iteration": np.asarray(full.steps),
         "values": measured["values"],
         "predicted_core": np.asarray(reduced.observed["core"]),
         "predicted_bulk": np.asarray(reduced.observed["bulk"]),

@@ -42,7 +42,7 @@ def compute(settings: Settings) -> Arrays:
                 observe=ld.spectra.singular_values,
                 throw=True,
             )
-            times = ld.spectra.crossing_time(trajectory.t, trajectory.observed, level * values)
+            times = ld.spectra.crossing_time(trajectory.steps, trajectory.observed, level * values)
             measured.append(rate * times)
         fine = jnp.geomspace(scales[0], scales[-1], 60)[:, None]
         exact = ld.theory.mode_time(

@@ -48,7 +48,7 @@ def compute(settings: Settings) -> Arrays:
         optimizer = build(settings["learning_rate"])
         full = ld.gradient_descent(problem, start, optimizer, **options)
         reduced = ld.reduced_descent(reduction, optimizer, strict=name != CONTROL, **options)
-        arrays["iteration"] = np.asarray(full.t)
+        arrays["iteration"] = np.asarray(full.steps)
         arrays[f"{name}_difference"] = np.asarray(_differences(reduction, full.observed, reduced.observed))
         arrays[f"{name}_loss"] = np.asarray(full.losses)
         arrays[f"{name}_reduced_loss"] = np.asarray(reduced.losses)

@@ -135,7 +135,7 @@ def descent(
     _, seconds = runs.timed(lambda: run(few), repeats=2)
     whole = run(settings["steps"])
     return {
-        "iteration": np.asarray(whole.t),
+        "iteration": np.asarray(whole.steps),
         name: np.asarray(whole.observed, float),
         f"{name}_seconds": np.array(seconds / few),
     }

@@ -42,7 +42,7 @@ def compute(settings: Settings) -> Arrays:
             observe=lambda weights: ld.spectra.alignment(weights, target),
             throw=True,
         )
-        t = rate * trajectory.t.astype(rate.dtype)
+        t = rate * trajectory.steps.astype(rate.dtype)
         predicted = ld.theory.mode_trajectory(
             t[:, None], values[None, :], depth=depth, scale=scale
         )

@@ -24,7 +24,7 @@ def compute(
     arrays = {}
     for name, weights in starts.items():
         trajectory, seconds = runs.timed_descent(problem, weights, settings, observe=observe)
-        arrays["iteration"] = np.asarray(trajectory.t)
+        arrays["iteration"] = np.asarray(trajectory.steps)
         arrays[name] = np.asarray(trajectory.observed)
         arrays[f"{name}_seconds"] = np.array(seconds)
     return arrays

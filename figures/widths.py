@@ -34,7 +34,7 @@ def compute(settings: Settings) -> Arrays:
 
     def fit_times(reduction: Any) -> jax.Array:
         trajectory = train(reduction, record_every=settings["record_every"], observe=_core_singular_values)
-        return rate * ld.spectra.crossing_time(trajectory.t, trajectory.observed, level)
+        return rate * ld.spectra.crossing_time(trajectory.steps, trajectory.observed, level)
 
     times, seconds, dense_seconds = [], [], []
     for d in settings["widths"]:

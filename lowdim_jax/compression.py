@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 from lowdim_jax._host import on_host
 from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import LowRank, as_matrix, estimate_rank, is_sparse, leading_svd
-from lowdim_jax.networks import Weights
+from lowdim_jax.networks import Weights, compressed_widths
 from lowdim_jax.problems.base import Problem
 
 
@@ -46,19 +45,17 @@ def compress(
     """
     place = getattr(problem, "place", tuple)
     problem = on_host(problem)
+    if not (isinstance(problem, Problem) or is_sparse(problem)):
+        problem = as_matrix("surrogate", problem)
+    if rank is not None:
+        compressed_widths(*problem.shape, depth=depth, rank=rank)
     with jax.ensure_compile_time_eval() if rank is None else nullcontext():
-        matrix = _surrogate(problem, rank)
+        matrix = problem.surrogate(rank) if isinstance(problem, Problem) else leading_svd(problem, rank)
         if rank is None:
             error_of = getattr(problem, "surrogate_error", None)
             noise = None if error_of is None else float(error_of())
             rank = min(2 * estimate_rank(matrix, atol=noise), *problem.shape)
     return place(spectral(matrix, rank=rank, depth=depth, scale=scale))
-
-
-def _surrogate(problem: Any, rank: int | None) -> LowRank:
-    if isinstance(problem, Problem):
-        return problem.surrogate(rank)
-    return leading_svd(problem if is_sparse(problem) else as_matrix("surrogate", problem), rank)
 
 
 def loss_surrogate(

@@ -50,8 +50,8 @@ def gradient_descent(
     """Train `weights` for `steps` steps of `W ← W − η ∇ℓ(W)`, recording every `record_every`.
 
     Composes with `jit` and `vmap`: the loop is compiled once for each structure and shape, whatever
-    the values of weights, target, `η` and `α` (those of `GradientDescent`; an optax optimizer is compiled once an
-    object).
+    the values of weights, target, `η` and `α` (those of `GradientDescent`; an optax optimizer is compiled
+    once an object).
 
     Parameters
     ----------

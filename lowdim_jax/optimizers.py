@@ -15,10 +15,10 @@ from lowdim_jax.networks import roles
 class GradientDescent:
     """Gradient descent, `η` on the middle layers and `α η` on the first and the last.
 
-    Weights are a tuple or a list of layers, each an array or any pytree of arrays. Has the interface of an `optax.GradientTransformation` (`init`, `update`), but its numbers are
-    traced: changing them does not recompile, and `vmap` maps over them. Momentum, Nesterov momentum
-    and weight decay are optax's; these are the optimizers under which the law of parsimony is exact
-    (docs/theory.md 3.2).
+    Weights are a tuple or a list of layers, each an array or any pytree of arrays. Has the interface of an
+    `optax.GradientTransformation` (`init`, `update`), but its numbers are traced: changing them does not
+    recompile, and `vmap` maps over them. Momentum, Nesterov momentum and weight decay are optax's; these are
+    the optimizers under which the law of parsimony is exact (docs/theory.md 3.2).
 
     Attributes
     ----------

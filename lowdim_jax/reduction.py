@@ -279,8 +279,8 @@ def reduced_descent(
     Parameters
     ----------
     optimizer
-        `GradientDescent`: plain, with momentum, Nesterov momentum, weight decay or discrepant rates, under all of
-        which the law is exact.
+        `GradientDescent`: plain, with momentum, Nesterov momentum, weight decay or discrepant rates, under
+        all of which the law is exact.
     strict
         Refuse other optimizers. Adam, for one, is not rotation-equivariant: it moves the entries of the
         core as if they were the full network's, which they are not (docs/theory.md 3.2).
@@ -294,8 +294,8 @@ def reduced_descent(
     """
     if strict and not isinstance(optimizer, GradientDescent):
         raise ValueError(
-            f"optimizer is a {type(optimizer).__name__}, expected GradientDescent: the law of parsimony holds for "
-            "updates that rotate with the weights, not for entrywise ones as Adam's; "
+            f"optimizer is a {type(optimizer).__name__}, expected GradientDescent: the law of parsimony "
+            "holds for updates that rotate with the weights, not for entrywise ones as Adam's; "
             "strict=False trains the reduced network all the same"
         )
     return gradient_descent(reduction.problem, reduction.layers, optimizer, **options)

@@ -54,7 +54,9 @@ def test_completion_trains_as_on_one_device(count, momentum):
     one = ld.observed_completion(*entries(without=range(5, 11)), shape=SHAPE)
     problem = on_devices(count, without=range(5, 11))  # the second of eight devices has no entry
     weights = ld.compress(one, depth=3, scale=0.5, rank=6)
-    optimizer = ld.GradientDescent(0.4 * ld.max_learning_rate(one, depth=3, alpha=2.0), alpha=2.0, momentum=momentum)
+    optimizer = ld.GradientDescent(
+        0.4 * ld.max_learning_rate(one, depth=3, alpha=2.0), alpha=2.0, momentum=momentum
+    )
     reference = ld.gradient_descent(one.loss, weights, optimizer, steps=50)
     run = ld.gradient_descent(problem, problem.place(weights), optimizer, steps=50)
     assert reference.losses[-1] < 0.5 * reference.losses[0]
@@ -225,7 +227,9 @@ def test_a_checkpoint_restores_bitwise_on_other_numbers_of_devices(tmp_path):
     for count in (8, 3, 1):
         problem = on_devices(count)
         weights = problem.place(start if saved is None else [0 * layer for layer in start])
-        state = jax.jit(initial_state)(as_pytree(problem.loss), ld.GradientDescent(0.1, momentum=0.5), weights)
+        state = jax.jit(initial_state)(
+            as_pytree(problem.loss), ld.GradientDescent(0.1, momentum=0.5), weights
+        )
         checkpoints = Checkpoints(tmp_path)
         if saved is None:
             checkpoints.save(state, {"shape": SHAPE})

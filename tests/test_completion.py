@@ -1,7 +1,6 @@
 """Claims on completion problems: both forms agree, and every kind of input is defined or refused."""
 
 import tracemalloc
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ from scipy.sparse import coo_array, csr_matrix
 import lowdim_jax as ld
 from lowdim_jax.baselines import _ridge_regression
 from lowdim_jax.linalg import leading_svd
+from lowdim_jax.problems import groups
 
-module = import_module("lowdim_jax.problems.matrix_completion")  # ld.completion is the function
 SHAPE = (30, 50)
 
 
@@ -81,15 +80,17 @@ def test_both_forms_train_alike(x64):
     for name in ("mask", "triplets"):
         weights = ld.compress(problems[name], depth=3, scale=0.2, rank=4)
         rate = 0.3 * ld.max_learning_rate(problems[name], depth=3)
-        run = ld.gradient_descent(problems[name].loss, weights, ld.GradientDescent(rate), steps=200, record_every=50)
+        run = ld.gradient_descent(
+            problems[name].loss, weights, ld.GradientDescent(rate), steps=200, record_every=50
+        )
         final.append(ld.end_to_end(run.weights))
     np.testing.assert_allclose(final[1], final[0], atol=1e-9)
 
 
 def test_groups_of_every_length_are_summed(x64, monkeypatch):
     """Rows with none, one, just as many and one more than a group's slots, over several chunks."""
-    monkeypatch.setattr(module, "CHUNK", 3)
-    counts = [0, 1, module.SLOTS, module.SLOTS + 1, 3 * module.SLOTS, 0]
+    monkeypatch.setattr(groups, "CHUNK", 3)
+    counts = [0, 1, groups.SLOTS, groups.SLOTS + 1, 3 * groups.SLOTS, 0]
     rng = np.random.default_rng(0)
     mask = np.zeros((6, 60), bool)
     for row, count in enumerate(counts):

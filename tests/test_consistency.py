@@ -42,7 +42,7 @@ def descend(problem, weights, alpha, rate=1e-3):
         record_every=round(1 / rate),
         observe=themselves,
     )
-    rows = np.searchsorted(np.asarray(run.t) * rate, TIMES - 1e-9)
+    rows = np.searchsorted(np.asarray(run.steps) * rate, TIMES - 1e-9)
     return run.losses[rows], jax.tree.map(lambda w: w[rows], run.observed)
 
 
@@ -56,7 +56,7 @@ def optax_descent(problem, weights, alpha, rate=1e-3):
         record_every=round(1 / rate),
         observe=themselves,
     )
-    rows = np.searchsorted(np.asarray(run.t) * rate, TIMES - 1e-9)
+    rows = np.searchsorted(np.asarray(run.steps) * rate, TIMES - 1e-9)
     return run.losses[rows], jax.tree.map(lambda w: w[rows], run.observed)
 
 

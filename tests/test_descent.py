@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import lowdim_jax as ld
-from lowdim_jax import Status
+from lowdim_jax.trajectory import Status
 
 VALUES = np.array([2.0, 1.0])
 
@@ -76,14 +76,14 @@ def test_every_recorded_step_is_the_hand_written_update(x64, optimizer, settings
     )
     history, losses = numpy_descent(weights, problem.target, 13, **settings)
     at = [0, 5, 10, 13]
-    np.testing.assert_array_equal(run.t, at)
+    np.testing.assert_array_equal(run.steps, at)
     np.testing.assert_allclose(run.losses, losses[at], rtol=1e-12)
     for row, step in enumerate(at):
         for observed, expected in zip(run.observed, history[step], strict=True):
             np.testing.assert_allclose(observed[row], expected, atol=1e-14)
     for final, expected in zip(run.weights, history[13], strict=True):
         np.testing.assert_allclose(final, expected, atol=1e-14)
-    assert (run.status, run.count, run.steps) == (Status.COMPLETED, 4, 13)
+    assert (run.status, run.count, run.num_steps) == (Status.COMPLETED, 4, 13)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_records_are_every_k_steps_and_the_last(steps, every):
         problem_of().loss, network(), ld.GradientDescent(0.01), steps=steps, record_every=every
     )
     expected = sorted({*range(0, steps, every), steps})
-    assert run.t.tolist() == expected
+    assert run.steps.tolist() == expected
     assert len(run.losses) == run.count == len(expected)
 
 
@@ -193,8 +193,8 @@ def test_a_run_stops_at_the_first_record_at_the_tolerance(x64):
         problem.loss, weights, ld.GradientDescent(0.1), steps=300, record_every=7, tolerance=tolerance
     )
     stop = -(-first // 7) * 7
-    assert (run.status, run.steps, int(run.t[-1])) == (Status.REACHED_TOLERANCE, stop, stop)
-    assert len(run.t) == len(run.losses) == run.count == stop // 7 + 1
+    assert (run.status, run.num_steps, int(run.steps[-1])) == (Status.REACHED_TOLERANCE, stop, stop)
+    assert len(run.steps) == len(run.losses) == run.count == stop // 7 + 1
     np.testing.assert_array_equal(run.losses, full.losses[: stop + 1 : 7])
     assert run.message == f"reached the loss tolerance after {stop} steps"
     assert run.ok
@@ -203,7 +203,7 @@ def test_a_run_stops_at_the_first_record_at_the_tolerance(x64):
 
 def test_a_start_within_tolerance_takes_no_step():
     run = ld.gradient_descent(problem_of().loss, network(), ld.GradientDescent(0.1), steps=9, tolerance=1e9)
-    assert (run.status, run.steps, run.count) == (Status.REACHED_TOLERANCE, 0, 1)
+    assert (run.status, run.num_steps, run.count) == (Status.REACHED_TOLERANCE, 0, 1)
 
 
 def test_divergence_names_its_first_step_and_the_stable_learning_rate(x64):
@@ -214,7 +214,7 @@ def test_divergence_names_its_first_step_and_the_stable_learning_rate(x64):
     first = int(np.argmin(np.isfinite(losses)))
     assert 0 < first < 40
     run = ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=40, record_every=4)
-    assert (run.status, run.steps, int(run.t[-1])) == (Status.DIVERGED, first, first)
+    assert (run.status, run.num_steps, int(run.steps[-1])) == (Status.DIVERGED, first, first)
     assert not run.ok
     assert np.all(np.isfinite(run.losses[:-1]))
     assert not np.isfinite(run.losses[-1])
@@ -238,7 +238,7 @@ def test_a_start_that_is_not_finite_diverges_at_step_zero():
     weights = network()
     weights = (weights[0].at[0, 0].set(jnp.nan), *weights[1:])
     run = ld.gradient_descent(problem_of().loss, weights, ld.GradientDescent(0.1), steps=5)
-    assert (run.status, run.steps, run.count) == (Status.DIVERGED, 0, 1)
+    assert (run.status, run.num_steps, run.count) == (Status.DIVERGED, 0, 1)
     assert "not finite at step 0" in run.message
 
 
@@ -260,8 +260,8 @@ def test_progress_is_called_and_changes_nothing(x64, every, progress_every):
         problem.loss,
         weights,
         ld.GradientDescent(0.1, momentum=0.5),
-        progress=lambda state: seen.append((int(state.step), float(state.loss))),
-        progress_every=progress_every,
+        callback=lambda state: seen.append((int(state.step), float(state.loss))),
+        callback_every=progress_every,
         **options,
     )
     chunk = {(1, None): 1, (3, 5): 6, (5, 5): 5, (4, 100): 100}[every, progress_every]
@@ -281,13 +281,13 @@ def test_progress_ends_where_the_run_stops_early(x64):
             weights,
             optimizer,
             steps=90,
-            progress=seen.append,
-            progress_every=5,
+            callback=seen.append,
+            callback_every=5,
             **options,
         )
-        assert run.steps == plain.steps == seen[-1].step
-        assert run.steps < 85
-        assert len(seen) == -(-int(run.steps) // 5)
+        assert run.num_steps == plain.num_steps == seen[-1].step
+        assert run.num_steps < 85
+        assert len(seen) == -(-int(run.num_steps) // 5)
         assert run.status == plain.status
 
 
@@ -369,7 +369,7 @@ def test_mapped_runs_are_the_looped_ones(x64, over):
         one[over] = jax.tree.map(lambda x, i=i: x[i], arguments[over])
         looped = run(*one.values())
         np.testing.assert_allclose(mapped.losses[i], looped.losses, rtol=1e-12)
-        np.testing.assert_array_equal(mapped.t[i], looped.t)
+        np.testing.assert_array_equal(mapped.steps[i], looped.steps)
         for a, b in zip(mapped.weights, looped.weights, strict=True):
             np.testing.assert_allclose(a[i], b, atol=1e-13)
         assert mapped.count[i] == looped.count
@@ -400,7 +400,7 @@ def test_mapped_runs_that_stop_early_are_padded_with_nan(x64):
         np.testing.assert_allclose(mapped.losses[i, :count], looped.losses, rtol=1e-12)
         assert np.all(np.isnan(mapped.losses[i, count:]))
         assert np.all(np.isnan(mapped.observed[i, count:]))
-        assert np.all(mapped.t[i, count:] == 0)
+        assert np.all(mapped.steps[i, count:] == 0)
     assert mapped.count[0] == 1 < mapped.count[1] < mapped.count[2] == 11
 
 
@@ -437,7 +437,7 @@ def test_importing_and_running_changes_no_global_setting():
         ({"steps": -1}, "steps=-1, expected at least 0"),
         ({"steps": 3, "record_every": 0}, "record_every=0, expected at least 1"),
         ({"steps": 3, "record_every": -2}, "record_every=-2, expected at least 1"),
-        ({"steps": 3, "progress_every": 0}, "progress_every=0, expected at least 1"),
+        ({"steps": 3, "progress_every": 0}, "callback_every=0, expected at least 1"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -153,7 +153,7 @@ def test_two_processes_train_as_one_device_does(data, uninterrupted, x64):
     for layer, expected in zip(network, reference.weights, strict=True):
         np.testing.assert_allclose(layer, expected, rtol=0, atol=1e-10)
     steps, losses = np.transpose(settings["losses"])
-    np.testing.assert_array_equal(steps, reference.t)
+    np.testing.assert_array_equal(steps, reference.steps)
     np.testing.assert_allclose(losses, reference.losses, rtol=1e-10)
     assert out.count("\nstep ") == len(steps)
 

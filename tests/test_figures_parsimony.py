@@ -98,7 +98,7 @@ def test_the_limit_of_fit_times_is_that_of_single_components(made, x64):
             observe=lambda layers: ld.spectra.singular_values(ld.reduction.cores(layers))[:1],
         )
         level = jnp.array([1 - settings["fit_tolerance"]]) * value
-        time = rate * ld.spectra.crossing_time(run.t, run.observed, level)
+        time = rate * ld.spectra.crossing_time(run.steps, run.observed, level)
         np.testing.assert_allclose(time, limit, rtol=1e-3)
 
 

@@ -54,7 +54,7 @@ def test_each_mode_follows_its_closed_form(x64, solver, depth, alpha):
     )
     assert run.status == Status.COMPLETED
     assert run.message.startswith("completed")
-    np.testing.assert_array_equal(run.t, TIMES)
+    np.testing.assert_array_equal(run.times, TIMES)
     np.testing.assert_allclose(modes, expected, rtol=1e-6)
     np.testing.assert_allclose(
         ld.factorization(target).loss(run.weights), run.losses[-1], rtol=1e-5, atol=1e-12
@@ -117,7 +117,7 @@ def test_auto_takes_the_implicit_solver_where_explicit_steps_would_be_too_many(x
     times = TIMES / TIMES[-1] * 1.5 * float(theory.mode_time(0.5, 1.0, depth=3, scale=scale))
     runs = {solver: flow(weights, times, solver=solver) for solver in ("auto", "implicit")}
     assert runs["auto"].ok
-    assert runs["auto"].steps == runs["implicit"].steps < 2000
+    assert runs["auto"].num_steps == runs["implicit"].num_steps < 2000
     assert runs["auto"].losses[-1] < 1e-8
     weights = ld.compress(target_of(), depth=3, scale=0.2, rank=3)
     short = {solver: flow(weights, solver=solver).steps for solver in ("auto", "explicit")}
@@ -130,9 +130,9 @@ def test_a_budget_that_ends_early_is_a_status_that_says_how_far_it_came(x64):
     assert run.status == Status.OUT_OF_STEPS
     assert not run.ok
     assert 1 <= run.count < len(TIMES)
-    assert len(run.t) == len(run.losses) == run.count
+    assert len(run.times) == len(run.losses) == run.count
     assert np.all(np.isfinite(run.losses))
-    last = f"{float(run.t[-1]):g}"
+    last = f"{float(run.times[-1]):g}"
     assert f"out of steps: the budget of 16 steps ended after t = {last}" in run.message
     assert "it came to t = " in run.message
     with pytest.raises(RuntimeError, match="out of steps"):
@@ -180,7 +180,7 @@ def test_mapped_runs_that_end_early_are_padded_with_nan(x64):
         assert 0 < count == looped.count < 5
         np.testing.assert_allclose(mapped.losses[i, :count], looped.losses, rtol=1e-8)
         assert np.all(np.isnan(mapped.losses[i, count:]))
-        assert np.all(np.isnan(mapped.t[i, count:]))
+        assert np.all(np.isnan(mapped.times[i, count:]))
 
 
 @pytest.mark.parametrize(("solver", "tolerance"), [("explicit", 1e-5), ("implicit", 1e-3)])

@@ -127,7 +127,10 @@ def test_scales_must_be_positive_and_finite(name):
 BAD = {
     "one width": (r"widths=\(3,\), expected at least two", lambda: ld.orthogonal(KEY, (3,), scale=1)),
     "no width": (r"widths=\(\), expected at least two", lambda: ld.gaussian(KEY, (), scale=1)),
-    "zero width": (r"widths=\(3, 0\), expected .* positive", lambda: ld.initialization.identity((3, 0), scale=1)),
+    "zero width": (
+        r"widths=\(3, 0\), expected .* positive",
+        lambda: ld.initialization.identity((3, 0), scale=1),
+    ),
     "negative width": (r"widths=\(3, -1, 2\)", lambda: ld.initialization.uniform(KEY, (3, -1, 2), scale=1)),
     "identity scale": ("scale=0, expected a positive", lambda: ld.initialization.identity((3, 3), scale=0)),
     "spectral scale": (

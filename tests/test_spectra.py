@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 
 import lowdim_jax as ld
-from lowdim_jax import spectra
+from lowdim_jax import linalg, spectra
 
 
 def network(spaces, seed=0):
@@ -156,7 +156,7 @@ def test_measurements_record_along_a_run(x64):
         record_every=5,
         observe=lambda w: spectra.alignment(w, target),
     )
-    times = spectra.first_time(run.t, spectra.is_fitted(run.observed, target.singular_values))
+    times = spectra.first_time(run.steps, spectra.is_fitted(run.observed, target.singular_values))
     assert 0 < times[0] < times[1] < 400
     row = int(times[0]) // 5
     sigma = run.observed.singular_values[:, 0]

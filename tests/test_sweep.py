@@ -31,7 +31,7 @@ def test_a_sweep_is_its_runs_one_by_one_whatever_the_number_of_lanes(x64):
             alone = ld.gradient_descent(
                 problem.loss, own, ld.GradientDescent(0.03, alpha=ALPHAS[run]), steps=500, tolerance=1e-8
             )
-            assert swept.steps[run] == alone.steps
+            assert swept.steps[run] == alone.num_steps
             np.testing.assert_allclose(swept.losses[run], alone.losses[-1], rtol=1e-9)
             for a, b in zip(swept.weights, alone.weights, strict=True):
                 np.testing.assert_allclose(a[run], b, atol=1e-11)

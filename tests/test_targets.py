@@ -53,11 +53,17 @@ def test_single_precision_whitening_is_accepted():
     ("call", "message"),
     [
         (lambda x, y: ld.problems.regression_target(x, y), "inputs are not white: an entry of X Xᵀ is"),
-        (lambda x, y: ld.problems.regression_target(ld.problems.whiten(x), y[:, :5]), "(6, 40) and outputs (4, 5)"),
+        (
+            lambda x, y: ld.problems.regression_target(ld.problems.whiten(x), y[:, :5]),
+            "(6, 40) and outputs (4, 5)",
+        ),
         (lambda x, y: ld.problems.regression_target(ld.problems.whiten(x)[0], y), "inputs has shape (40,)"),
         (lambda x, y: ld.problems.whiten(x[:, :3]), "inputs of shape (6, 3) span fewer than 6 dimensions"),
         (lambda x, y: ld.problems.whiten(jnp.concatenate([x, x])), "(12, 40) span fewer than 12 dimensions"),
-        (lambda x, y: ld.problems.whiten(x.at[1, 2].set(jnp.nan)), "NaN or infinite, the first at index (1, 2)"),
+        (
+            lambda x, y: ld.problems.whiten(x.at[1, 2].set(jnp.nan)),
+            "NaN or infinite, the first at index (1, 2)",
+        ),
     ],
 )
 def test_bad_data_is_named(x64, call, message):

@@ -2,8 +2,8 @@
 
     from lowdim_jax import distributed
 
-`sharded_completion` and `gaussian_measurements` make problems whose data is spread over a `mesh()`;
-`fit` and `gradient_descent` train them as any other. `python -m lowdim_jax.distributed` does it from files, in
+`sharded_completion` and `gaussian_measurements` make problems whose data is spread over a `mesh()`; `fit`
+and `gradient_descent` train them as any other. `python -m lowdim_jax.distributed` does it from files, in
 several processes, with checkpoints. docs/many-devices.md has commands, design and communication.
 `import lowdim_jax` does not import this subpackage.
 """

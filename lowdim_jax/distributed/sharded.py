@@ -88,8 +88,8 @@ def gaussian_measurements(
     """`lowdim_jax.gaussian_measurements`, the same ones, each drawn on the device that keeps it.
 
     Filled up with zero matrices to a multiple of the number of devices: those change neither loss nor
-    gradient. `lowdim_jax.sensing` takes the result as it is: its loss is then a product on each device, and the
-    gradient one sum over devices, of `d_out d_in` numbers a step.
+    gradient. `lowdim_jax.sensing` takes the result as it is: its loss is then a product on each device, and
+    the gradient one sum over devices, of `d_out d_in` numbers a step.
     """
     return _draw(key, m, shape, mesh, dtype)
 

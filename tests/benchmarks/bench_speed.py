@@ -151,12 +151,16 @@ def test_alpha_sweep(lanes, record, quick):
 
     def one_by_one():
         return [
-            ld.gradient_descent(problem, start, ld.GradientDescent(rate, alpha=alpha), record_every=100, **common)
+            ld.gradient_descent(
+                problem, start, ld.GradientDescent(rate, alpha=alpha), record_every=100, **common
+            )
             for alpha in alphas
         ]
 
     def swept():
-        return ld.sweep(problem.loss, starts, ld.GradientDescent(rate, alpha=alphas), lanes=lanes, **common).weights
+        return ld.sweep(
+            problem.loss, starts, ld.GradientDescent(rate, alpha=alphas), lanes=lanes, **common
+        ).weights
 
     loop = f"{len(alphas)} values of α, one by one"
     if lanes is None:

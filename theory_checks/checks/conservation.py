@@ -124,14 +124,21 @@ def _balance_steps(target, key, *, rate, momentum, rank, steps):
     weights = compressed(target, key, depth=3, scale=SCALE, rank=rank)
     weights = tuple(f * w for f, w in zip((1.0, 2.0, 3.0), weights, strict=True))
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.GradientDescent(rate, momentum=momentum), steps=steps, observe=keep
+        ld.factorization(target).loss,
+        weights,
+        ld.GradientDescent(rate, momentum=momentum),
+        steps=steps,
+        observe=keep,
     )
     first, middle, last = run.observed
-    x = jnp.stack([
-        jnp.einsum("tri,ir->tr", first, target.right),
-        jnp.einsum("trr->tr", middle),
-        jnp.einsum("tir,ir->tr", last, target.left),
-    ], axis=-1)  # steps × components × layers
+    x = jnp.stack(
+        [
+            jnp.einsum("tri,ir->tr", first, target.right),
+            jnp.einsum("trr->tr", middle),
+            jnp.einsum("tir,ir->tr", last, target.left),
+        ],
+        axis=-1,
+    )  # steps × components × layers
     squares = x**2
     measured = squares[..., :, None] - squares[..., None, :]
     predicted = theory.balance_step(x[:-1], target.singular_values[None], learning_rate=rate)

@@ -34,7 +34,7 @@ def _recorded(steps: int, *, records: int = 400) -> tuple[int, int]:
 
 def _fit_times(run, target, rate):
     fitted = spectra.is_fitted(run.observed, target.singular_values, value=VALUE, vector=VECTOR)
-    return rate * spectra.first_time(run.t, fitted)
+    return rate * spectra.first_time(run.steps, fitted)
 
 
 @check(
@@ -189,7 +189,11 @@ def _train_both(target, key, *, rate, scale, rank, steps, every):
 
     def train(problem, weights):
         run = ld.gradient_descent(
-            ld.factorization(problem).loss, weights, ld.GradientDescent(rate), steps=steps, record_every=every,
+            ld.factorization(problem).loss,
+            weights,
+            ld.GradientDescent(rate),
+            steps=steps,
+            record_every=every,
             observe=observe_alignment(target),
         )
         return run.losses, run.observed.singular_values, _fit_times(run, target, 1)

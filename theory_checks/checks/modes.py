@@ -211,9 +211,13 @@ def _half_times(target, key, *, scale, rate, depth, rank, steps):
     """Times at which each component reaches half its target."""
     weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, observe=observe_modes(target)
+        ld.factorization(target).loss,
+        weights,
+        ld.GradientDescent(rate),
+        steps=steps,
+        observe=observe_modes(target),
     )
-    return ld.spectra.crossing_time(rate * run.t, run.observed, target.singular_values / 2)
+    return ld.spectra.crossing_time(rate * run.steps, run.observed, target.singular_values / 2)
 
 
 @check(

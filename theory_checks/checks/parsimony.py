@@ -380,7 +380,7 @@ def _half_time(setting: Setting, depth: int, scale: float, sigma: float, cosine:
         reduction.problem.loss, reduction.layers, times, solver="explicit",
         rtol=setting.solver_tolerance(1e-9),
     )
-    return float(spectra.crossing_time(run.t, -run.losses[:, None], -(sigma**2) / 4)[0])
+    return float(spectra.crossing_time(run.times, -run.losses[:, None], -(sigma**2) / 4)[0])
 
 
 @check(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
+from lowdim_jax.trajectory import Status
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.runs import compressed, original, per_seed
 from theory_checks.setting import Setting
@@ -304,12 +305,17 @@ def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidenc
         with _kept_out_of_the_cache():
             begin = time.perf_counter()
             run = ld.gradient_descent(
-                problem.loss, weights, ld.GradientDescent(rate), steps=10 * STEPS, record_every=20, tolerance=goal,
+                problem.loss,
+                weights,
+                ld.GradientDescent(rate),
+                steps=10 * STEPS,
+                record_every=20,
+                tolerance=goal,
                 observe=nothing,
             )
             jax.block_until_ready(run.weights)
             seconds = time.perf_counter() - begin
-        return seconds if run.status == ld.Status.REACHED_TOLERANCE else np.inf, int(run.steps)
+        return seconds if run.status == Status.REACHED_TOLERANCE else np.inf, int(run.num_steps)
 
     # In turns, and the faster of each: other programs on the machine disturb some runs, not all.
     runs = [(measure(small), measure(full)) for _ in range(repeats)]

@@ -215,7 +215,11 @@ def _late_modes(target, key, *, rate_of, depth, rank, steps):
     rate = rate_of * theory.max_learning_rate(target.singular_values[0], depth=depth)
     weights = compressed(target, key, depth=depth, scale=3 * SCALE, rank=rank)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, observe=observe_modes(target)
+        ld.factorization(target).loss,
+        weights,
+        ld.GradientDescent(rate),
+        steps=steps,
+        observe=observe_modes(target),
     )
     return run.observed[-12:]
 
@@ -285,10 +289,14 @@ def _wait(target, key, *, scale, depth, rank, steps):
     rate = 0.5 * theory.max_learning_rate(target.singular_values[0], depth=depth)
     weights = compressed(target, key, depth=depth, scale=scale, rank=rank)
     run = ld.gradient_descent(
-        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, observe=observe_modes(target)
+        ld.factorization(target).loss,
+        weights,
+        ld.GradientDescent(rate),
+        steps=steps,
+        observe=observe_modes(target),
     )
     fitted = jnp.abs(run.observed - target.singular_values) <= FITTED * target.singular_values
-    return ld.spectra.first_time(run.t, fitted)[-1]
+    return ld.spectra.first_time(run.steps, fitted)[-1]
 
 
 @check(
