@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks.collectives import collectives
-from lowdim_jax.distributed.checkpoints import Checkpoints
 
 import lowdim_jax as ld
 from lowdim_jax._host import as_pytree
+from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import initial_state
 from lowdim_jax.distributed import sharded
 

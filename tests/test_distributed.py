@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lowdim_jax.distributed.checkpoints import Checkpoints
 
 import lowdim_jax as ld
+from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.distributed import command, sharded
 from lowdim_jax.distributed.checkpoints import Checkpoints
 from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards

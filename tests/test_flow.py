@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
-from lowdim_jax import Status, theory
+from lowdim_jax import theory
+from lowdim_jax.trajectory import Status
 
 VALUES = np.array([2.0, 1.0])
 

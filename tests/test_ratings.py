@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from lowdim_jax import _ratings_cli, ratings
+from lowdim_jax import ratings
+from lowdim_jax.ratings import command as program
 from lowdim_jax.ratings.command import main
 
 LAYOUTS = {
@@ -131,7 +132,7 @@ def test_an_interrupted_fit_writes_nothing(tmp_path, capsys, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_ratings_cli, "fit_ratings", interrupt)
+    monkeypatch.setattr(program, "fit_ratings", interrupt)
     out = tmp_path / "out"
     assert main(["fit", str(synthetic(tmp_path)), "--out", str(out)]) == 130
     assert capsys.readouterr().err == "lowdim-ratings: interrupted\n"
@@ -141,9 +142,9 @@ def test_an_interrupted_fit_writes_nothing(tmp_path, capsys, monkeypatch):
 def test_the_command_beats_effects_and_writes_what_predicts_alike(tmp_path, capsys, monkeypatch):
     baselines = {
         name: (solve, penalties[:1], what)
-        for name, (solve, penalties, what) in _ratings_cli.BASELINES.items()
+        for name, (solve, penalties, what) in program.BASELINES.items()
     }
-    monkeypatch.setattr(_ratings_cli, "BASELINES", baselines)
+    monkeypatch.setattr(program, "BASELINES", baselines)
     out = tmp_path / "out"
     command = ["fit", str(synthetic(tmp_path)), "--depth", "2", "--rank", "10", "--out", str(out)]
     assert main(command) == 0
@@ -179,7 +180,7 @@ def test_effects_are_shrunken_means_and_predict_what_is_unknown_by_the_rest(tmp_
         write(tmp_path, "a x 5\nb x 5\na y 1\nb y 1\n", "train"), write(tmp_path, "c x 5\na z 3\n", "test")
     )
     effects = ratings.estimate_effects(train)
-    shrunk = 2 * 2 / (2 + ratings.RIDGE)  # two ratings, each 2 above the mean
+    shrunk = 2 * 2 / (2 + ratings.model.RIDGE)  # two ratings, each 2 above the mean
     np.testing.assert_allclose(effects.items, [shrunk, -shrunk, 0])
     np.testing.assert_allclose(effects.users, 0, atol=1e-12)
     np.testing.assert_allclose(effects.predict(test.users, test.items), [3 + shrunk, 3])

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lowdim_jax.linalg import LowRank, svd
+from lowdim_jax.linalg import LowRank, subspace_angles, svd
 from lowdim_jax.nn.layers import DeepLinear
 from lowdim_jax.nn.paths import Path, layer_at
-from lowdim_jax.spectra import subspace_angles
 
 Matrices = Mapping[Path, jax.Array]
 
