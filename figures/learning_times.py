@@ -28,7 +28,7 @@ def compute(settings: Settings) -> Arrays:
     problem = ld.factorization(target.dense())
     arrays = {"targets": np.asarray(values)}
     for depth, scales in ((int(key), value) for key, value in settings["scales"].items()):
-        rate = settings["edge_fractions"][str(depth)] * problem.stable_learning_rate(depth=depth)
+        rate = settings["edge_fractions"][str(depth)] * ld.max_learning_rate(problem, depth=depth)
         measured = []
         for scale in scales:
             last = ld.theory.mode_time(level * values, values, depth=depth, scale=scale)[-1]

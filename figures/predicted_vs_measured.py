@@ -29,7 +29,7 @@ def compute(settings: Settings) -> Arrays:
     arrays = {"targets": np.asarray(values)}
     for depth in settings["depths"]:
         fit_time = ld.theory.fit_time(values, depth=depth, scale=scale, tolerance=tolerance)
-        rate = settings["edge_fraction"] * problem.stable_learning_rate(depth=depth)
+        rate = settings["edge_fraction"] * ld.max_learning_rate(problem, depth=depth)
         record_every = int(np.ceil(1.12 * fit_time[-1] / rate / settings["records"]))
         trajectory = ld.gradient_descent(
             problem.loss,

@@ -30,7 +30,9 @@ def compute(settings: Settings) -> Arrays:
     level = (1 - settings["fit_tolerance"]) * values
 
     def train(reduction: Any, **options: Any):
-        return ld.reduced_descent(reduction, ld.SGD(rate), steps=settings["steps"], throw=True, **options)
+        return ld.reduced_descent(
+            reduction, ld.GradientDescent(rate), steps=settings["steps"], throw=True, **options
+        )
 
     def fit_times(reduction: Any) -> jax.Array:
         trajectory = train(reduction, record_every=settings["record_every"], observe=_core_singular_values)
@@ -73,7 +75,7 @@ def compute(settings: Settings) -> Arrays:
 
 
 def _core_singular_values(layers: Any) -> jax.Array:
-    return ld.spectra.singular_values(ld.cores(layers))[: layers[0].core.shape[0] // 2]
+    return ld.spectra.singular_values(ld.reduction.cores(layers))[: layers[0].core.shape[0] // 2]
 
 
 def plot(arrays: Arrays, settings: Settings) -> Figure:

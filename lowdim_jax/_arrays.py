@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowdim_jax._host import as_array, is_traced
 from lowdim_jax._reading import because, short
-from lowdim_jax._tracing import as_array, is_traced
 
 
 def as_floats(name: str, values: Any, /, *, finite: bool = True) -> jax.Array:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowdim_jax._host import as_array
 from lowdim_jax._reading import because, named
-from lowdim_jax._tracing import as_array
 from lowdim_jax.descent import DescentState
 from lowdim_jax.networks import Weights
 

@@ -19,7 +19,6 @@ import pytest
 import lowdim_jax as ld
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.distributed import command, sharded
-from lowdim_jax.distributed.checkpoints import Checkpoints
 from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards
 
 SHAPE, STEPS, TIMEOUT = (203, 60), 100, 5

@@ -92,8 +92,8 @@ def test_the_limit_of_fit_times_is_that_of_single_components(made, x64):
         axes = jnp.eye(2)
         alone = ld.LowRank(axes[:, :1], jnp.array([value]), axes[:, 1:])
         run = ld.reduced_descent(
-            ld.reduce_identity(alone, depth=settings["depth"], scale=settings["scale"]),
-            ld.SGD(rate),
+            ld.reduction.reduce_identity(alone, depth=settings["depth"], scale=settings["scale"]),
+            ld.GradientDescent(rate),
             steps=settings["steps"],
             observe=lambda layers: ld.spectra.singular_values(ld.reduction.cores(layers))[:1],
         )

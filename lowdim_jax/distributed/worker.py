@@ -139,7 +139,7 @@ def _new_run(problem: ShardedCompletion, settings: dict) -> dict:
     """All that a run depends on, with the defaults of `fit`, and its history of losses."""
     given = [name for name in CHOSEN if settings[name] is not None]
     run = {**settings, "given": given, "losses": []}
-    top = float(problem.surrogate_svd(run["rank"]).singular_values[0])
+    top = float(problem.surrogate(run["rank"]).singular_values[0])
     if run["scale"] is None:
         run["scale"] = (START * top) ** (1 / run["depth"])
     if run["learning_rate"] is None:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lowdim_jax._tracing import as_array, is_traced, on_host
+from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, leading_svd, svd
 from lowdim_jax.networks import check_depth

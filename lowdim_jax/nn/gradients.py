@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._host import is_traced
 from lowdim_jax.linalg import check_finite
 
 

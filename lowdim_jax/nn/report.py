@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._host import is_traced
 
 
 @dataclass(frozen=True)
