@@ -18,6 +18,10 @@ OK, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 """Exit codes. The last two are those a shell gives to what SIGINT or SIGPIPE ends."""
 
 
+LONGEST_ERROR = 600
+"""Characters of a message."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, as a `ValueError` for `run`; its subcommands, too."""
 
@@ -46,6 +50,9 @@ def run(parser: Parser, argv: Sequence[str] | None = None) -> int:
     Bad input, which is a `ValueError`, and what the system refuses, an `OSError`, become one sentence on
     stderr and exit code 2. A reader that leaves early (`… | head`) is no error to speak of.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # consoles without Greek get question marks
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         arguments = parser.parse_args(argv)
         code = arguments.command(arguments)
@@ -56,11 +63,18 @@ def run(parser: Parser, argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _one_line(text: str) -> str:
+    """A message in one line, without the middle of what somebody gave an option in a million characters."""
+    text = " ".join(text.split())
+    half = LONGEST_ERROR // 2
+    return text if len(text) <= LONGEST_ERROR else f"{text[:half]} … {text[-half:]}"
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -116,12 +116,24 @@ def test_a_check_that_no_longer_holds_is_named_and_fails_the_comparison(tmp_path
     assert "no longer hold: a" in output
 
 
-def test_checks_of_one_run_only_are_shown(tmp_path, capsys):
-    assert compare(tmp_path, report(), report(name="b")) == 0
-    assert "pass → not run" in capsys.readouterr().out
+@pytest.mark.parametrize("outcome", ["pass", "fail"])
+def test_a_check_that_vanished_counts_as_worse(outcome, tmp_path, capsys):
+    before = report(outcome=outcome, passed=outcome == "pass")
+    assert compare(tmp_path, before, report(name="b")) == 1
+    output = capsys.readouterr().out
+    assert f"{outcome} → not run" in output
+    assert "not run → pass" in output
+    assert "no longer there: a" in output
+    both = report() | {"checks": [*report()["checks"], *report(name="b")["checks"]]}
+    assert compare(tmp_path, report(), both) == 0  # a new one is none
+    assert "every check that held still holds" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"checks": []}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"checks": []}', "[" * 10**5, json.dumps(report(name=3)), '{"a":' * 900 + "1" + "}" * 900,
+     json.dumps(report() | {"checks": 1}), json.dumps(report() | {"settings": []})],
+)  # fmt: skip
 def test_files_that_are_no_reports_are_refused(text, tmp_path, capsys):
     (tmp_path / "x.json").write_text(text)
     assert main(["compare", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2

@@ -1,6 +1,7 @@
 """The `theory-checks` command."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from lowdim_command import FAILED, INTERRUPTED, OK, Parser, new_parser, require_
 DEVICES = ("cpu", "gpu", "tpu")
 DTYPES = ("float64", "float32")
 SIZES = ("small", "paper", "large")
+OUT = Path("theory-checks-report")
+"""Where a report goes, below the current folder, unless it is said."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +60,7 @@ def _parser() -> Parser:
     run.add_argument(
         "--rank", type=whole_number(1), metavar="R", help="components of the target to keep"
     )
-    run.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: here")
+    run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
     run.set_defaults(command=_run)
 
     compare = commands.add_parser("compare", help="what changed between two runs; exit code 1 if worse")
@@ -96,6 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _configure_jax(arguments.device, arguments.dtype)
 
     from theory_checks.coverage import rows
+    from theory_checks.interrupts import Interrupts
     from theory_checks.report import print_table, print_verdict, track, write
     from theory_checks.runner import environment, run_checks
     from theory_checks.selection import all_checks, load, select
@@ -122,16 +126,23 @@ def _run(arguments: argparse.Namespace) -> int:
         target_note=note,
     )
     about = environment(setting)
-    results = []
-    try:
-        for result in track(run_checks(checks, setting), checks):
-            results.append(result)
-    except KeyboardInterrupt:
-        about["incomplete"] = f"interrupted after {len(results)} of {len(checks)} checks"
-    paths = write(arguments.out, about, results, rows(all_checks(), results))
-    print_table(results)
-    print_verdict(about, results, paths)
-    if "incomplete" in about:
+    results: list = []
+    with Interrupts() as interrupts:
+        try:
+            for _ in track(run_checks(checks, setting, results, interrupts), checks):
+                if interrupts.asked:
+                    break
+        except KeyboardInterrupt:
+            interrupts.asked = True
+        if len(results) < len(checks):
+            about["incomplete"] = f"interrupted after {len(results)} of {len(checks)} checks"
+        if not results:
+            print("theory-checks: interrupted before the first check", file=sys.stderr)
+            return INTERRUPTED
+        paths = write(arguments.out, about, results, rows(all_checks(), results))
+        print_table(results)
+        print_verdict(about, results, paths)
+    if interrupts.asked:
         return INTERRUPTED
     return OK if all(result.passed for result in results) else FAILED
 

@@ -6,6 +6,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from lowdim_jax._reading import because, named, read_text
+
+ENTRY = {"name", "outcome", "passed", "error", "tolerance"}
+"""What an entry of a check has to have."""
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -16,15 +22,29 @@ def read_report(path: Path) -> dict[str, Any]:
     ValueError
         If the file is missing, is no JSON, or was not written by `theory-checks run`.
     """
+    what = f"report {named(path)}"
+    text = read_text(path, what)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"report {str(path)!r} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"report {str(path)!r} is no JSON file: {error}") from error
-    if not isinstance(report, dict) or "checks" not in report or "versions" not in report:
-        raise ValueError(f"report {str(path)!r} was not written by theory-checks run")
+        report = json.loads(text)
+        without_times(report)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is no JSON file: {because(error)}") from error
+    if not _is_report(report):
+        raise ValueError(f"{what} was not written by theory-checks run")
     return report
+
+
+def _is_report(report: Any) -> bool:
+    """Whether a value has all that is compared, each of its type."""
+    return (
+        isinstance(report, dict)
+        and isinstance(report.get("versions"), dict)
+        and isinstance(report.get("settings"), dict)
+        and {"device", "dtype", "matmul_precision", "seeds"} <= set(report)
+        and isinstance(checks := report.get("checks"), list)
+        and all(isinstance(entry, dict) and set(entry) >= ENTRY for entry in checks)
+        and all(isinstance(entry[name], str) for entry in checks for name in ("name", "outcome"))
+    )
 
 
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +91,11 @@ def checks_changed(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[
 
 
 def worse(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Checks that passed before and did not afterwards."""
-    passed = {entry["name"] for entry in before["checks"] if entry["passed"]}
-    return [entry["name"] for entry in after["checks"] if entry["name"] in passed and not entry["passed"]]
+    """Checks that passed before and do not now, and all that are not there any more."""
+    passed = {entry["name"]: entry["passed"] for entry in after["checks"]}
+    lost = [name for entry in before["checks"] if not passed.get(name := entry["name"], False)]
+    held = {entry["name"] for entry in before["checks"] if entry["passed"]}
+    return [name for name in lost if name in held or name not in passed]
 
 
 def print_comparison(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -92,10 +114,18 @@ def print_comparison(before: dict[str, Any], after: dict[str, Any]) -> None:
     for name, old, new in rows:
         outcomes = [entry["outcome"] if entry else "not run" for entry in (old, new)]
         outcome = outcomes[0] if outcomes[0] == outcomes[1] else " → ".join(outcomes)
-        table.add_row(name, outcome, _error(old), _error(new), _number((new or old)["tolerance"]))
+        table.add_row(Text(name), Text(outcome), _error(old), _error(new), _number((new or old)["tolerance"]))
     console.print(table)
-    lost = worse(before, after)
-    console.print(f"no longer hold: {', '.join(lost)}" if lost else "every check that held still holds")
+    there, lost = {entry["name"] for entry in after["checks"]}, worse(before, after)
+    sentences = (
+        ("no longer hold", [name for name in lost if name in there]),
+        ("no longer there", [name for name in lost if name not in there]),
+    )
+    for sentence, names in sentences:
+        if names:
+            console.print(f"{sentence}: {', '.join(names)}", markup=False)
+    if not lost:
+        console.print("every check that held still holds")
 
 
 def _error(entry: dict[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowdim_command import replace_files
+from theory_checks.compare import read_report
 from theory_checks.page import LABELS, page, seconds
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def write(
 ) -> tuple[Path, Path]:
     """Write `report.html` and `report.json` to `folder`; returns their paths.
 
-    Older ones are replaced only once both new ones are complete.
+    Older ones are replaced only once both new ones are written. The report of a run that was interrupted
+    does not replace one with more in it: it becomes `report.incomplete.html` and `.json`.
     """
     report = about | {
         "complete": "incomplete" not in about,
@@ -101,7 +103,8 @@ def write(
         "checks": [result.summary() for result in results],
         "coverage": [row.summary() for row in coverage],
     }
-    shown, data = folder / "report.html", folder / "report.json"
+    name = "report.incomplete" if _is_poorer(report, folder / "report.json") else "report"
+    shown, data = folder / f"{name}.html", folder / f"{name}.json"
     texts = {
         shown: page(report, [result.curves for result in results]),
         data: json.dumps(report, indent=2, allow_nan=False) + "\n",
@@ -110,6 +113,17 @@ def write(
         for path, text in zip(temporary, texts.values(), strict=True):
             path.write_text(text, encoding="utf-8", errors="replace")
     return shown, data
+
+
+def _is_poorer(report: dict[str, Any], path: Path) -> bool:
+    """Whether an incomplete report would replace one that is complete, or has more checks."""
+    if report["complete"]:
+        return False
+    try:
+        before = read_report(path)
+    except ValueError:
+        return False
+    return bool(before.get("complete")) or len(before["checks"]) > len(report["checks"])
 
 
 def _verdict(about: dict[str, Any], results: Sequence["Result"]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from theory_checks.interrupts import Interrupts
 from theory_checks.registry import Check, Curve, Evidence
 from theory_checks.setting import Setting
 
@@ -109,10 +110,18 @@ def run_check(check: Check, setting: Setting) -> Result:
         )
 
 
-def run_checks(checks: Sequence[Check], setting: Setting) -> Iterator[Result]:
-    """Run checks one after the other, yielding each result as it is there."""
+def run_checks(
+    checks: Sequence[Check], setting: Setting, results: list[Result], interrupts: Interrupts
+) -> Iterator[Result]:
+    """Run checks one after the other, adding each result to `results` and yielding it as it is there."""
     for check in checks:
-        yield run_check(check, setting)
+        interrupts.allowed = True
+        results.append(run_check(check, setting))  # one expression: nothing comes between
+        interrupts.allowed = False
+        if interrupts.asked and results[-1].outcome == "error":
+            del results[-1]  # what ran under the check has taken Ctrl-C for an error of its own
+            return
+        yield results[-1]
 
 
 def environment(setting: Setting) -> dict[str, Any]:
