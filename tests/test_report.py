@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from theory_checks import page, report
+from theory_checks.curves import drawing
 from theory_checks.registry import Curve, Evidence
 from theory_checks.runner import ControlResult, Result
+from theory_checks.strips import Axis
+from theory_checks.writing import mathematics, number
 
 ABOUT = {
     "device": "gpu: NVIDIA <H100>",
@@ -283,18 +286,18 @@ def test_progress_in_a_terminal_names_the_check_and_what_failed(results, capsys,
     ("value", "shown"),
     [
         (1e-9, "10⁻⁹"),
-        (-3.25e12, "−3.25&nbsp;·&nbsp;10¹²"),
+        (-3.25e12, "−3.25\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}10¹²"),
         (0, "0"),
         (100, "100"),
         ("-inf", "−∞"),
-        ("<x-y>", "&lt;x-y&gt;"),
+        ("<x-y>", "<x-y>"),
         (True, "True"),
         (None, "–"),
         (float("inf"), "∞"),
     ],
 )
 def test_numbers_are_written_as_on_paper(value, shown):
-    assert page._number(value) == shown
+    assert number(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -306,10 +309,43 @@ def test_numbers_are_written_as_on_paper(value, shown):
     ],
 )
 def test_headline_numbers_are_lined_up(predicted, measured, pairs):
-    assert list(page._pairs("", predicted, measured)) == pairs
+    assert list(page.pairs("", predicted, measured)) == pairs
 
 
 def test_a_one_sided_claim_below_zero_is_drawn_on_the_side_that_holds():
     entry = {"tolerance": 1.0, "error": -5.0, "control": [{"error": 10.0}]}
-    axis = page._Axis([entry])
+    axis = Axis([entry])
     assert axis.place(-5.0) == axis.place(0.0) < axis.place(1.0) < axis.place(10.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("σ*_1 of a target", "<i>σ</i>*<sub>1</sub> of a target"),
+        ("ε^{L−2} <large>", "<i>ε</i><sup><i>L</i>−2</sup> &lt;large&gt;"),
+        ("‖W X‖_F² = r²/d", "‖<i>W</i> <i>X</i>‖<sub><i>F</i></sub>² = <i>r</i>²/<i>d</i>"),
+        ("my_checks.py, errors_by_seed, it's a-b", "my_checks.py, errors_by_seed, it&#39;s a-b"),
+    ],
+)
+def test_formulas_in_plain_text_are_set_and_names_of_files_are_not(text, shown):
+    assert str(mathematics(text)) == shown
+
+
+def test_checks_that_do_not_pass_come_first_and_are_named_below_the_heading(written, results):
+    text = written[0]
+    places = [text.index(f'<section id="{page.anchor(result.name)}"') for result in results]
+    assert sorted(range(5), key=places.__getitem__) == [2, 3, 4, 0, 1]
+    heading = text[text.index("<h1") : text.index("<dl")]
+    assert [result.name in heading for result in results[:4]] == [False, False, True, True]
+
+
+def test_lines_keep_the_points_they_need_and_break_where_there_is_no_value():
+    x = np.linspace(0, 1, 301)
+    bent = drawing(Curve("bent", x, x, np.abs(x - 0.5)))
+    (line,) = bent.measured
+    assert line.path.count("L") == 2
+    assert line.points == ()
+    broken = drawing(Curve("broken", x, x, np.where(x < 0.5, x, np.nan))).measured[0]
+    assert broken.path.count("M") == 1
+    logs = drawing(Curve("logs", x, x, 10.0 ** (-12 * x), ylog=True))
+    assert {tick.label for tick in logs.yticks} >= {"10⁻¹⁰", "10⁻⁵"}

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from lowdim_command import replace_files
 from theory_checks.compare import read_report
-from theory_checks.page import LABELS, page, seconds
+from theory_checks.page import LABELS, page
+from theory_checks.writing import seconds
 
 if TYPE_CHECKING:
     from theory_checks.coverage import Row
