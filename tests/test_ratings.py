@@ -1,6 +1,9 @@
 """Claims on files of ratings: what is read, what is refused by line, and what the command writes."""
 
 import csv
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +73,71 @@ def test_names_may_be_any_text(tmp_path):
     np.testing.assert_array_equal(second.items, [2])
 
 
+CASES = Path(__file__).with_name("cases")
+
+
+@pytest.mark.parametrize("name", ["r01_leading_blank.csv", "r05_semicolon_utf8.csv", "r17_gz.csv.gz"])
+def test_layouts_that_others_had_trouble_with_are_read(name):
+    """CsvHelper #2170, lightfm #199: 60 ratings each, the same ones but for the names of items."""
+    (read,) = ratings.read_ratings(CASES / name)
+    (plain,) = ratings.read_ratings(CASES / "r01_leading_blank.csv")
+    for part in ("users", "items", "values"):
+        np.testing.assert_array_equal(getattr(read, part), getattr(plain, part))
+    assert read.user_names == plain.user_names
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ('"a\tb"\t"x"\t3\n', ("a\tb", "x")),
+        ("# user item rating\n\n% by hand\na x 3\n", ("a", "x")),
+        ("#1,x,3\n", ("#1", "x")),
+        ("Zoë,x,3\n".encode("latin-1"), ("Zoë", "x")),
+        ("\ufeffZoë;x;3\n".encode("utf-16-le"), ("Zoë", "x")),
+        ("Book-Rating,user_id,ISBN\n3,a,x\n", ("a", "x")),
+        ("reviewerID,reviewerName,asin,overall\na,Ann,x,3\n", ("a", "x")),
+        ("timestamp;score;Customer No;Product ID\n7;3;a;x\n", ("a", "x")),
+        ("a x 3 2001-01-01 10:00:00\n", ("a", "x")),
+    ],
+)
+def test_spellings_of_headers_encodings_and_comments(tmp_path, content, names):
+    path = tmp_path / "ratings"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (read,) = ratings.read_ratings(path)
+    assert (read.user_names + read.item_names, list(read.values)) == (names, [3])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CASES / "r06_jester_wide.csv",  # cornac #398
+         "line 1 was read as 101 columns separated by commas, no header"),
+        ("u1,5,3,NA,4,5\n", "was read as 6 columns separated by commas, no header; but more than 4 columns"),
+        ("1.5;2.5;3;1\n", "user '1.5' and item '2.5' are no names"),
+        ("a,x,978300000\nb,x,978300001\n", "every rating is a whole number from 1e+08 on, as times are"),
+        ("user,i1,i2,i3\na,1,2,3\n",
+         "one column named item, found 'user,i1,i2,i3': 4 columns separated by commas (names taken for"),
+        ("1,2,3\n1,3,4,5\n", "line 2 has 4 fields, expected 3 as in the first line"),
+        ("1 2 1_0\n", "expected user, item and rating"),
+        ("1,2,3\n" + "x" * 10**6 + ",2,3\n", "expected user, item and rating, found 'xxx"),
+        ("1 2 3\n" + "x" * 10**6 + " 2 3\n", "a name of 1,000,000 characters, expected at most 500"),
+        ("1,2,3\n1," + "y" * 200_000 + ",3\n", "line 2: expected user, item and rating, found '1,yyy"),
+        (b"\x1f\x8bnothing", "cannot be read: "),
+        (b"1,2\0,3\n", "it is no text, which byte 4 shows"),
+        (None, "it is a pipe or a device, expected a regular file"),
+    ],
+)  # fmt: skip
+def test_what_does_not_look_like_ratings_is_refused_with_what_was_understood(tmp_path, content, message):
+    path = content if isinstance(content, Path) else tmp_path / "ratings"
+    if content is None:
+        os.mkfifo(path)
+    elif path is not content:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
+        ratings.read_ratings(path)
+    assert len(str(refusal.value)) < 450
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -97,8 +165,8 @@ def test_malformed_lines_are_named_by_number(tmp_path, capsys, text, message):
 def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
     refused(capsys, ["fit", tmp_path / "none"], "'", "none' cannot be read: No such file")
     refused(capsys, ["fit", tmp_path], "cannot be read: Is a directory")
-    (tmp_path / "latin").write_bytes(b"1 2 3\n" + "é 2 3\n".encode("latin-1"))
-    refused(capsys, ["fit", tmp_path / "latin"], "latin', line 2: this is not UTF-8 text")
+    (tmp_path / "binary").write_bytes(b"1 2 3\n\x81\x8d 2 3\n")
+    refused(capsys, ["fit", tmp_path / "binary"], "binary' cannot be read: it is no text, which byte 7 shows")
 
 
 # --- The command -------------------------------------------------------------------------
@@ -136,6 +204,18 @@ def test_an_interrupted_fit_writes_nothing(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["fit", str(synthetic(tmp_path)), "--out", str(out)]) == 130
     assert capsys.readouterr().err == "lowdim-ratings: interrupted\n"
+    assert list(out.iterdir()) == []
+
+
+def test_a_full_disk_leaves_neither_of_two_files(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(program.csv, "writer", full)
+    out = tmp_path / "out"
+    command = ["fit", str(synthetic(tmp_path)), "--depth", "2", "--rank", "2", "--no-baselines"]
+    assert main([*command, "--out", str(out)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
     assert list(out.iterdir()) == []
 
 

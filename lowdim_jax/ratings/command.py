@@ -2,17 +2,16 @@
 
 import argparse
 import csv
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lowdim_command import OK, Parser, new_parser, replace_files, require_writable, run
 from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
 from lowdim_jax.problems.base import top_singular_value
 from lowdim_jax.ratings.data import Ratings, hold_out, read_ratings
@@ -27,7 +26,6 @@ from lowdim_jax.ratings.model import (
     residual_problem,
 )
 
-BAD_INPUT, INTERRUPTED = 2, 130
 TEST = 0.1
 """Fraction of the ratings that are tested on where there is no test file."""
 RANK = 10
@@ -38,32 +36,15 @@ PENALTIES = (0.3, 0.4, 0.5)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for bad input."""
-    try:
-        arguments = _parser().parse_args(argv)
-        return arguments.command(arguments)
-    except ValueError as error:
-        print(f"lowdim-ratings: error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("lowdim-ratings: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run(_parser(), argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lowdim-ratings", description="Predict ratings with a compressed deep linear network."
-    )
+def _parser() -> Parser:
+    parser = new_parser("lowdim-ratings", "Predict ratings with a compressed deep linear network.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("fit", help="fit a file of ratings, and compare with other methods")
     command.add_argument(
-        "file", metavar="FILE", help="lines of user, item, rating, separated by tabs, '::', commas or blanks"
+        "file", metavar="FILE", help="lines of user, item, rating; docs/inputs.md"
     )
     command.add_argument("--test", metavar="FILE", help="ratings to test on; by default a tenth of FILE")
     command.add_argument("--depth", type=int, choices=STARTS, help="number of layers; default: chosen")
@@ -83,7 +64,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     depths = tuple(STARTS) if arguments.depth is None else (arguments.depth,)
     widths = WIDTHS if arguments.rank is None else (arguments.rank,)
     if arguments.out is not None:
-        _make_writable(arguments.out)
+        require_writable(arguments.out)
     print(
         f"{len(train.values):,} ratings from {train.values.min():g} to {train.values.max():g}, and "
         f"{len(test.values):,} to test on, of {train.shape[0]:,} users and {train.shape[1]:,} items"
@@ -108,11 +89,11 @@ def _fit(arguments: argparse.Namespace) -> int:
     if not arguments.no_baselines:
         for name, baseline in BASELINES.items():
             report(name, lambda baseline=baseline: _chosen(train, baseline, arguments.seed))
+    paths = () if arguments.out is None else _write(arguments.out, model, train, test)
     Console().print(table)
-    if arguments.out is not None:
-        for path in _write(arguments.out, model, train, test):
-            print(path)
-    return 0
+    for path in paths:
+        print(path)
+    return OK
 
 
 def _train_and_test(arguments: argparse.Namespace) -> tuple[Ratings, Ratings]:
@@ -163,43 +144,29 @@ BASELINES = {
 }
 
 
-def _make_writable(folder: Path) -> None:
-    """Find out before the fit that its results cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--out {str(folder)!r} cannot be written to: {error.strerror}") from error
-
-
 def _write(folder: Path, model: RatingModel, train: Ratings, test: Ratings) -> tuple[Path, Path]:
-    """Write factors and predictions, each under a temporary name first."""
-    factors, predictions = folder / "factors.npz", folder / "predictions.csv"
-    temporary = folder / f".factors.{os.getpid()}.npz"
+    """Write factors and predictions, both or none."""
     layers = {f"layer_{k}": np.asarray(layer) for k, layer in enumerate(model.weights or (), start=1)}
-    np.savez_compressed(
-        temporary,
-        mean=model.effects.mean,
-        user_effects=model.effects.users,
-        item_effects=model.effects.items,
-        scale=(model.lowest, model.highest),
-        users=np.array(train.user_names),
-        items=np.array(train.item_names),
-        **layers,  # pyright: ignore[reportArgumentType]
-    )
-    temporary.replace(factors)
-    temporary = folder / f".predictions.{os.getpid()}"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("user", "item", "rating", "predicted"))
-        rows = zip(test.users, test.items, test.values, model.predict(test.users, test.items), strict=True)
-        for user, item, rating, predicted in rows:
-            name = (train.user_names[user], train.item_names[item])
-            writer.writerow((*name, f"{rating:g}", f"{predicted:.4f}"))
-    temporary.replace(predictions)
-    return factors, predictions
+    predicted = model.predict(test.users, test.items)
+    paths = folder / "factors.npz", folder / "predictions.csv"
+    with replace_files(*paths) as (factors, predictions):
+        np.savez_compressed(
+            factors,
+            mean=model.effects.mean,
+            user_effects=model.effects.users,
+            item_effects=model.effects.items,
+            scale=(model.lowest, model.highest),
+            users=np.array(train.user_names),
+            items=np.array(train.item_names),
+            **layers,  # pyright: ignore[reportArgumentType]
+        )
+        with predictions.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("user", "item", "rating", "predicted"))
+            for user, item, given, value in zip(test.users, test.items, test.values, predicted, strict=True):
+                name = (train.user_names[user], train.item_names[item])
+                writer.writerow((*name, f"{given:g}", f"{value:.4f}"))
+    return paths
 
 
 if __name__ == "__main__":
