@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from lowdim_jax._host import as_array
 from lowdim_jax._reading import because, named
-from lowdim_jax.descent import DescentState
 from lowdim_jax.networks import Weights
 
 KEPT = 2
@@ -25,55 +25,55 @@ class Checkpoints:
     Raises
     ------
     ValueError
-        If orbax is not installed.
+        If the folder cannot be made, or is none.
     """
 
     def __init__(self, folder: str | Path, /):
+        self._name = named(str(folder))
         try:
-            import orbax.checkpoint as ocp
-        except ImportError as error:
-            raise ValueError("checkpoints need orbax: pip install 'lowdim-jax[many-devices]'") from error
-        self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
-            item_names=("state", "settings"),
-            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "settings": ocp.JsonCheckpointHandler()},
-        )
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                Path(folder).absolute(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
+                item_names=("run", "settings"),
+                item_handlers={"run": ocp.PyTreeCheckpointHandler(), "settings": ocp.JsonCheckpointHandler()},
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoints cannot be kept in {self._name}: {because(error)}") from error
 
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: DescentState, settings: dict[str, Any], /) -> None:
-        """Save a state, and settings that can be written as JSON: `shape`, of the problem, among them."""
-        args = self._ocp.args
-        both = args.Composite(state=args.PyTreeSave(state), settings=args.JsonSave(settings))
-        self._manager.save(int(state.step), args=both)
+    def save(self, step: int, run: dict[str, Any], settings: dict[str, Any], /) -> None:
+        """Save what a run goes on from, a pytree with its `best` network, and what it was set to, as JSON.
+
+        `shape`, the problem's, is one of the settings.
+        """
+        both = ocp.args.Composite(run=ocp.args.PyTreeSave(run), settings=ocp.args.JsonSave(settings))
+        self._manager.save(step, args=both)
 
     def settings(self) -> dict[str, Any]:
         """The settings of the newest checkpoint."""
-        return self._load(settings=self._ocp.args.JsonRestore())
+        return self._load(settings=ocp.args.JsonRestore())
 
-    def restore(self, like: DescentState, /) -> DescentState:
-        """The newest state, with the sharding of another one, and as many rows."""
+    def restore(self, like: dict[str, Any], /) -> dict[str, Any]:
+        """The newest run, with the sharding of another one, and as many rows."""
 
         def how(leaf):
-            return self._ocp.ArrayRestoreArgs(
+            return ocp.ArrayRestoreArgs(
                 sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False
             )
 
-        return self._load(
-            state=self._ocp.args.PyTreeRestore(item=like, restore_args=jax.tree.map(how, like))
-        )
+        return self._load(run=ocp.args.PyTreeRestore(item=like, restore_args=jax.tree.map(how, like)))
 
     def network(self) -> Weights:
-        """The whole network of the newest checkpoint, on one device."""
-        saved = self._manager.item_metadata(self._newest())["state"].tree
-        how = jax.tree.map(lambda _: self._ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        state = self._load(state=self._ocp.args.PyTreeRestore(item=saved, restore_args=how))
-        *others, last = state["weights"]
+        """The best network of the newest checkpoint, whole and on one device."""
+        saved = self._manager.item_metadata(self._newest())["run"].tree
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        run = self._load(run=ocp.args.PyTreeRestore(item=saved, restore_args=how))
+        *others, last = run["best"]
         return tuple(map(as_array, (*others, last[: self.settings()["shape"][0]])))
 
     def close(self) -> None:
@@ -85,14 +85,13 @@ class Checkpoints:
         (name,) = item
         step = self._newest()
         try:
-            return self._manager.restore(step, args=self._ocp.args.Composite(**item))[name]
+            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
         except Exception as error:  # what is not whole raises errors of orbax, JSON and files
-            folder = named(str(self._manager.directory))
             raise ValueError(
-                f"the checkpoint of step {step} in {folder} cannot be read: {because(error)}"
+                f"the checkpoint of step {step} in {self._name} cannot be read: {because(error)}"
             ) from error
 
     def _newest(self) -> int:
         if self.latest is None:
-            raise ValueError(f"there is no checkpoint in {str(self._manager.directory)!r}")
+            raise ValueError(f"there is no checkpoint in {self._name}")
         return self.latest

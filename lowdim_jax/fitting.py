@@ -1,25 +1,26 @@
 """Recovery from data alone: a compressed network trained without tuning, stopped and kept with care."""
 
-import json
-import os
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lowdim_jax._host import as_pytree, on_host
+from lowdim_jax._reading import named
 from lowdim_jax.compression import compress
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
 from lowdim_jax.networks import Weights, check_depth, widths
 from lowdim_jax.optimizers import GradientDescent
 from lowdim_jax.problems.base import Problem, max_learning_rate, top_singular_value
 from lowdim_jax.trajectory import Status
+
+if TYPE_CHECKING:
+    from lowdim_jax.checkpoints import Checkpoints
 
 EDGE_FRACTION = 0.5
 """Learning rate, as a fraction of the edge of stability of docs/theory.md 5.2."""
@@ -82,6 +83,7 @@ def fit(
     patience: float = PATIENCE,
     check_every: int = 50,
     checkpoint: str | Path | None = None,
+    callback: Callable[[DescentState], bool | None] | None = None,
     progress: bool = False,
 ) -> Fit:
     """Train a compressed network on a problem; every setting has a default that follows from the data.
@@ -112,8 +114,11 @@ def fit(
     check_every
         Steps between checks, at which the run validates, saves and may stop.
     checkpoint
-        File that every check replaces by the state of the run. If it exists, the run goes on from it,
-        bitwise as if it had not been interrupted.
+        Folder to which every check saves the state of the run (`lowdim_jax.checkpoints`). If there is one
+        in it, the run goes on from it, bitwise as if it had not been interrupted; on another number of
+        devices, up to rounding.
+    callback
+        Called with a `DescentState` at every check; the run stops where it returns True.
     progress
         Show a progress bar on standard error.
 
@@ -143,23 +148,32 @@ def fit(
         "weight_decay": weight_decay,
         "check_every": check_every,
     }
-    optimizer = GradientDescent(learning_rate, alpha=alpha, weight_decay=weight_decay)
+    saved, run = None, _Run(validate, patience)
+    if checkpoint is not None:
+        from lowdim_jax.checkpoints import Checkpoints  # whose library takes a second to import
+
+        saved, now = Checkpoints(checkpoint), {"shape": list(data.shape), "data": _probe(problem), **settings}
+        if saved.latest is not None:
+            now = _same_run(saved.settings(), now, checkpoint)
+            settings = {name: now[name] for name in settings}
+    optimizer = GradientDescent(settings["learning_rate"], alpha=settings["alpha"], weight_decay=weight_decay)
     state = jax.jit(initial_state)(as_pytree(problem.loss), optimizer, weights)
-    run = _Run(state, validate, patience)
-    run.check(state)
     goal = tolerance * float(state.loss)
-    if checkpoint is not None and Path(checkpoint).exists():
-        run.load(Path(checkpoint), settings)
     with _bar(steps) if progress else nullcontext() as show:
 
         def check(state: DescentState) -> bool:
             run.check(state)
-            if checkpoint is not None:
-                run.save(Path(checkpoint), settings)
+            if saved is not None and np.isfinite(run.history[-1][1]):  # nothing goes on from what diverged
+                run.save(saved, now)
             if show is not None:
                 show(*run.history[-1])
-            return run.overdue(check_every)
+            asked = callback is not None and bool(callback(state))
+            return asked or run.overdue(check_every)
 
+        if saved is None or saved.latest is None:
+            check(state)
+        else:
+            run.restore(saved, state)
         trajectory = gradient_descent(
             problem,
             run.state,
@@ -170,6 +184,8 @@ def fit(
             callback=check,
             callback_every=check_every,
         )
+    if saved is not None:
+        saved.close()
     numbers, losses, validation = np.array(run.history).T
     return Fit(
         weights=run.best,
@@ -186,8 +202,11 @@ def fit(
 class _Run:
     """What is kept of a run beside its state: the history of its checks, and the best weights so far."""
 
-    def __init__(self, state: DescentState, validate: Callable | None, patience: float):
-        self.state, self.best, self.history = state, state.weights, []
+    state: DescentState
+    best: Weights
+
+    def __init__(self, validate: Callable | None, patience: float):
+        self.history: list[tuple[int, float, float]] = []
         self.validate, self.patience = validate and jax.jit(validate), patience
 
     @property
@@ -211,35 +230,50 @@ class _Run:
         wait = max(self.patience * self.best_step, LEAST_CHECKS * check_every)
         return int(self.state.step) >= self.best_step + wait
 
-    def save(self, path: Path, settings: dict) -> None:
-        """Replace the checkpoint, under a temporary name first: a kill leaves the old one or the new."""
-        leaves = jax.tree.leaves((self.state, self.best))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            np.savez(file, *leaves, history=np.array(self.history), settings=json.dumps(settings))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+    def save(self, saved: "Checkpoints", settings: dict) -> None:
+        """Save the state, the best weights, and everything that the run depends on."""
+        history = [(*row[:2], None if math.isnan(row[2]) else row[2]) for row in self.history]
+        run = {"state": self.state, "best": self.best}
+        saved.save(int(self.state.step), run, {**settings, "history": history})
 
-    def load(self, path: Path, settings: dict) -> None:
-        """Go on from a checkpoint; `ValueError` unless it is of this run."""
-        try:
-            with np.load(path, allow_pickle=False) as saved:
-                arrays = dict(saved)
-            written, history = json.loads(str(arrays.pop("settings"))), arrays.pop("history")
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-            raise ValueError(f"checkpoint {str(path)!r} is not one of a fit: {error}") from error
-        for name, value in settings.items():
-            if written.get(name) != value:
-                raise ValueError(
-                    f"checkpoint {str(path)!r} was written with {name}={written.get(name)}, now it is {value}"
-                )
-        if tuple(history[0][1:2]) != self.history[0][1:2]:
-            raise ValueError(f"checkpoint {str(path)!r} was written for other data: the first losses differ")
-        leaves = [jnp.asarray(arrays[f"arr_{index}"]) for index in range(len(arrays))]
-        structure = jax.tree.structure((self.state, self.best))
-        self.state, self.best = jax.tree.unflatten(structure, leaves)
-        self.history = [tuple(row) for row in history]
+    def restore(self, saved: "Checkpoints", like: DescentState) -> None:
+        """Go on from the newest checkpoint."""
+        run = saved.restore({"state": like, "best": like.weights})
+        self.state, self.best = run["state"], run["best"]
+        rows = saved.settings()["history"]
+        self.history = [(*row[:2], math.nan if row[2] is None else row[2]) for row in rows]
+
+
+def _same_run(saved: dict, settings: dict, folder: str | Path) -> dict:
+    """The settings of a checkpoint, which are those given up to rounding; `ValueError` if they are not."""
+    where = f"checkpoint in {named(str(folder))}"
+    for name, value in settings.items():
+        if not _same(saved.get(name), value):
+            raise ValueError(
+                f"{where} was written for other data"
+                if name == "data"
+                else f"{where} was written with {name}={saved.get(name)}, now it is {value}"
+            )
+    return {name: saved[name] for name in settings}
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two settings are the same: numbers up to the rounding of another number of devices."""
+    if isinstance(before, float) and isinstance(now, float):
+        return math.isclose(before, now, rel_tol=1e-5)
+    return before == now
+
+
+def _probe(problem: Problem) -> float:
+    """A fingerprint of a problem's data: the loss of one random network."""
+    d_out, d_in = problem.shape
+    rng = np.random.default_rng(0)
+    size = float(top_singular_value(problem)) / (d_out * d_in) ** 0.5
+    weights = size * rng.standard_normal((1, d_in)), rng.standard_normal((d_out, 1))
+    place = getattr(problem, "place", tuple)
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    weights = place([layer.astype(dtype) for layer in weights])
+    return float(jax.jit(lambda loss, weights: loss(weights))(as_pytree(problem.loss), weights))
 
 
 @contextmanager

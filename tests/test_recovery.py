@@ -1,6 +1,7 @@
 """Claims on training without tuning: it converges, keeps the best weights, and survives a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ rng = np.random.default_rng(0)
 target = rng.standard_normal((300, 3)) @ rng.standard_normal((3, 300))
 mask = rng.random(target.shape) < 0.3
 train, held = ld.completion(target + rng.standard_normal(target.shape), mask).observed().split(0.1)
-fit = ld.fit(train, rank=6, steps=1500, check_every=10, tolerance=1e-15, patience=1e6,
+fit = ld.fit(train, rank=6, steps=600, check_every=50, tolerance=1e-15, patience=1e6,
              validate=held.loss, checkpoint=checkpoint)
 np.savez(result, *fit.weights, steps=fit.steps, losses=fit.losses, validation=fit.validation)
 """
@@ -129,13 +130,10 @@ def test_a_killed_run_goes_on_bitwise_from_its_checkpoint(tmp_path):
 
     assert start("whole.ckpt", "whole.npz").wait(timeout=120) == 0
     killed = start("killed.ckpt", "killed.npz")
-    while killed.poll() is None and not (tmp_path / "killed.ckpt").exists():
+    while killed.poll() is None and not (tmp_path / "killed.ckpt" / "100").exists():
         time.sleep(0.005)
-    time.sleep(0.2)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(timeout=60) == -signal.SIGKILL  # it was still running
-    with np.load(tmp_path / "killed.ckpt") as checkpoint:
-        assert 1 < len(checkpoint["history"]) < 151
     assert not (tmp_path / "killed.npz").exists()
     assert start("killed.ckpt", "killed.npz").wait(timeout=120) == 0
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "killed.npz") as resumed:
@@ -151,12 +149,13 @@ def test_a_checkpoint_of_another_run_is_refused(x64, tmp_path):
     with pytest.raises(ValueError, match="was written with rank=4, now it is 5"):
         ld.fit(completion(), rank=5, **options)
     settings = {"scale": 0.1, "learning_rate": 1e-3, "rank": 4, **options}
-    path.unlink()
+    shutil.rmtree(path)
     ld.fit(completion(), **settings)
     with pytest.raises(ValueError, match="for other data"):
         ld.fit(completion(2.0), **settings)
+    shutil.rmtree(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="is not one of a fit"):
+    with pytest.raises(ValueError, match="checkpoints cannot be kept in"):
         ld.fit(completion(), **settings)
 
 
