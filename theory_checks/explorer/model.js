@@ -227,12 +227,25 @@ const Model = (() => {
       const bulk = outer ** Math.min(2, depth) * middle ** Math.max(0, depth - 2);
       let loss = (d - n) * bulk * bulk / 2;
       for (let i = 0; i < n * n; i++) loss += (end[i] - target[i]) ** 2 / 2;
-      for (let i = 0; i < r; i++) {
+      const leftOverlap = (j, i) => {  // |<u_j, u*_i>|
         let dot = 0;
-        for (let k = 0; k < n; k++) dot += parts.left[i * n + k] * frame[k * r + i];
-        sigma[i] = parts.values[i];
-        left[i] = Math.abs(dot);
-        right[i] = Math.abs(parts.right[i * n + i]);
+        for (let k = 0; k < n; k++) dot += parts.left[j * n + k] * frame[k * r + i];
+        return Math.abs(dot);
+      };
+      const rightOverlap = (j, i) => Math.abs(parts.right[j * n + i]);
+      // Component i is singular value i, but where a two-cycle carries one past another: there it is the one
+      // whose vectors are plainly those of the target.
+      const place = Array.from({ length: r }, (_, i) => i);
+      for (let i = 0; i < r; i++)
+        for (let j = 0; j < r; j++)
+          if (place[i] !== j && leftOverlap(j, i) * rightOverlap(j, i) > 0.9) {
+            place[place.indexOf(j)] = place[i];
+            place[i] = j;
+          }
+      for (let i = 0; i < r; i++) {
+        sigma[i] = parts.values[place[i]];
+        left[i] = leftOverlap(place[i], i);
+        right[i] = rightOverlap(place[i], i);
       }
       for (let i = 0; i < r; i++)
         for (let j = 0; j < r; j++) {
