@@ -1,4 +1,4 @@
-"""`python -m figures`: list the figures, or make them."""
+"""`python -m figures`, or `lowdim-figures`: list the figures, or make them."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from figures import registry
 from lowdim_command import OK, Parser, new_parser, require_writable, run
 
-OUT = Path(__file__).parent / "out"
+OUT = Path("figures", "out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -95,9 +95,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`gradient_flow`, on first use: its ODE solver takes as long to import as all the rest."""
+    """`gradient_flow` on first use, as its ODE solver takes as long to import as all the rest; `__version__`."""
     if name == "gradient_flow":
         from lowdim_jax.flow import gradient_flow
 
         return gradient_flow
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lowdim-jax")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -68,6 +68,10 @@ def _parser() -> Parser:
     compare.add_argument("after", type=Path, metavar="B.json")
     compare.set_defaults(command=_compare)
 
+    tell = commands.add_parser("statement", help="print a numbered statement of the theory")
+    tell.add_argument("numbers", nargs="+", metavar="NUMBER", help="as checks cite them, for example 2.1")
+    tell.set_defaults(command=_statement)
+
     explore = commands.add_parser("explore", help="write and open a page to play with incremental learning")
     explore.add_argument(
         "--out", type=Path, default=Path("explorer.html"), metavar="FILE", help="default: explorer.html"
@@ -145,6 +149,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if interrupts.asked:
         return INTERRUPTED
     return OK if all(result.passed for result in results) else FAILED
+
+
+def _statement(arguments: argparse.Namespace) -> int:
+    from theory_checks.statements import statement
+
+    print("\n\n".join([statement(number) for number in arguments.numbers]))
+    return OK
 
 
 def _explore(arguments: argparse.Namespace) -> int:
