@@ -34,7 +34,8 @@ class _Version(argparse.Action):
     """Looks the version up only when asked for it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.exit(message=f"{parser.prog} of lowdim-jax {version('lowdim-jax')}\n")
+        print(f"{parser.prog} of lowdim-jax {version('lowdim-jax')}")
+        parser.exit()
 
 
 def new_parser(prog: str, description: str) -> Parser:

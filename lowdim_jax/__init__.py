@@ -95,7 +95,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`gradient_flow` on first use, as its ODE solver takes as long to import as all the rest, and `__version__`."""
+    """`gradient_flow`, on first use: its ODE solver takes as long to import as all else. `__version__`"""
     if name == "gradient_flow":
         from lowdim_jax.flow import gradient_flow
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 
+from lowdim_command import Parser, new_parser
 from lowdim_jax._reading import because
 from lowdim_jax._triplets import checked_triplets, merged
 from lowdim_jax.distributed.rendezvous import Missing, meet, parse
@@ -42,8 +43,8 @@ GRACE = 5.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 diverged, 2 bad input, 3 a process was lost."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
     except (ValueError, OSError) as error:
         said = because(error, 400) if isinstance(error, OSError) else error
@@ -57,11 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lowdim_jax.distributed",
-        description="Matrix completion on many devices and processes.",
-    )
+def _parser() -> Parser:
+    parser = new_parser("lowdim_jax.distributed", "Matrix completion on many devices and processes.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("synthesize", help="write shards of a random low-rank matrix's entries")
