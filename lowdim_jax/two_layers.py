@@ -156,10 +156,14 @@ def _eigenbasis(target, balance):
     k = len(sigma)
     half = balance / 2
     rate = jnp.hypot(sigma, half)
-    angle = jnp.arctan2(sigma, -half) / 2
-    cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    up = jnp.concatenate([right[:, :k] * cosine, left[:, :k] * sine])
-    down = jnp.concatenate([right[:, :k] * sine, -left[:, :k] * cosine])
+    twice = 2 * rate * (rate + jnp.abs(half))
+    still = twice == 0  # any two vectors will do
+    safe = jnp.where(still, 1, twice)
+    larger = jnp.where(still, 1, jnp.sqrt((rate + jnp.abs(half)) / jnp.where(still, 1, 2 * rate)))
+    smaller = sigma / jnp.sqrt(safe)
+    cosine, sine = jnp.where(half > 0, smaller, larger), jnp.where(half > 0, larger, smaller)
+    up = jnp.concatenate([right[:, :k] * cosine[None], left[:, :k] * sine[None]])
+    down = jnp.concatenate([right[:, :k] * sine[None], -left[:, :k] * cosine[None]])
     rest_in = jnp.concatenate([right[:, k:], jnp.zeros((d_out, d_in - k), target.dtype)])
     rest_out = jnp.concatenate([jnp.zeros((d_in, d_out - k), target.dtype), left[:, k:]])
     rates = jnp.concatenate([rate, -rate, jnp.full(d_in - k, -half), jnp.full(d_out - k, half)])
@@ -174,7 +178,7 @@ def _factor(rates, start, time):
     ratios, log_pivots = _graded(start, log_g)
     # Columns C of `A O = ratios · C` are scaled to at most one: [1; A] is stretched, its columns' directions stay.
     identity = jnp.diag(jnp.exp(-jnp.maximum(log_pivots, 0)))
-    part = ratios * jnp.exp(jnp.minimum(log_pivots, 0))
+    part = ratios * jnp.exp(jnp.minimum(log_pivots, 0))[None]
     upright = jnp.linalg.qr(jnp.concatenate([identity, part]))[0][len(identity):]
     return _root_of_decay(rates, time)[:, None] * upright
 
@@ -227,7 +231,7 @@ def _graded(start, log_g):
         relative = along / jnp.where(alive, norm, 1)
         weight = jnp.exp(jnp.minimum((log_g - log_g[chosen]) / 2, jnp.log(info.max) - 8))
         column = jnp.where(used | ~alive, 0, weight * relative)
-        rows = rows - along[:, None] * direction
+        rows = rows - along[:, None] * direction[None]
         used = used.at[chosen].set(True)
         rows = jnp.where(used[:, None], 0, rows)
         log_pivot = jnp.where(alive, log_g[chosen] / 2 + jnp.log(jnp.where(alive, norm, 1)), -jnp.inf)
