@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+TOO_LARGE = "overlap has a spectral norm of 1 or more, expected less"
 PROVED, REFUTED, UNDECIDED = "proved", "refuted", "undecided"
 GUARD_BITS = 64
 """Bits that balls keep beyond their own accuracy."""
@@ -312,7 +313,7 @@ def _cholesky(matrix):
     for j in range(n):
         square = matrix[j, j] - sum((x * x for x in lower[j][:j]), matrix[0, 0] * 0)
         if not square > 0:
-            raise ValueError("overlap has a spectral norm of 1 or more, expected less")
+            raise ValueError(TOO_LARGE)
         lower[j][j] = square.sqrt()
         for i in range(j + 1, n):
             known = sum((a * b for a, b in zip(lower[i][:j], lower[j][:j], strict=True)), matrix[0, 0] * 0)
@@ -365,7 +366,10 @@ def _rehearse(case: Case, max_steps: int) -> tuple[int, list[np.ndarray]]:
     sigma, depth = np.array(case.singular_values, float), case.depth
     rate, scale, r = float(case.learning_rate), float(case.scale), len(case.singular_values)
     overlap = np.array(case.overlap, float)
-    lower = np.linalg.cholesky(np.eye(r) - overlap @ overlap.T)
+    try:
+        lower = np.linalg.cholesky(np.eye(r) - overlap @ overlap.T)
+    except np.linalg.LinAlgError:
+        raise ValueError(TOO_LARGE) from None
     target = np.vstack([overlap.T, lower.T]) * sigma @ np.eye(r, 2 * r)
     layers, bulk, modes = [scale * np.eye(2 * r)] * depth, scale, np.full(r, scale)
     idle = max(case.width - r - case.compressed_rank, 1)

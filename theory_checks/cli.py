@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from lowdim_command import FAILED, INTERRUPTED, OK, Parser, new_parser, require_writable, run, whole_number
@@ -72,6 +73,25 @@ def _parser() -> Parser:
     tell.add_argument("numbers", nargs="+", metavar="NUMBER", help="as checks cite them, for example 2.1")
     tell.set_defaults(command=_statement)
 
+    prove = commands.add_parser(
+        "certify",
+        help="prove dominance at every iteration for rational data, in ball arithmetic (needs python-flint)",
+    )
+    prove.add_argument("--singular-values", type=_fractions, metavar="A,B,…",
+                       help="fractions or decimals; default: R of them, from 20 to 9")
+    prove.add_argument("--rank", type=_positive, default=2, metavar="R", help="default: 2")
+    prove.add_argument("--width", type=_positive, default=100, metavar="D", help="default: 100")
+    prove.add_argument("--depth", type=_positive, default=3, metavar="L", help="default: 3")
+    prove.add_argument("--scale", type=_fraction, default="1/10", metavar="ε", help="default: 1/10")
+    prove.add_argument("--edge-fraction", type=_fraction, default="1/2", metavar="F",
+                       help="learning rate as a fraction of the edge of stability; default: 1/2")
+    prove.add_argument("--compressed-rank", type=_positive, metavar="R", help="default: 2r")
+    prove.add_argument("--seed", type=int, default=0, help="of the original's start; default: 0")
+    prove.add_argument("--max-steps", type=_positive, default=100_000, metavar="N")
+    prove.add_argument("--no-control", dest="control", action="store_false",
+                       help="do not also refute the control: r̂ = d at d = 4r")
+    prove.set_defaults(command=_certify)
+
     explore = commands.add_parser("explore", help="write and open a page to play with incremental learning")
     explore.add_argument(
         "--out", type=Path, default=Path("explorer.html"), metavar="FILE", help="default: explorer.html"
@@ -79,6 +99,40 @@ def _parser() -> Parser:
     explore.add_argument("--no-open", action="store_true", help="write it only")
     explore.set_defaults(command=_explore)
     return parser
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(text.strip())
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction or decimal") from None
+
+
+def _fractions(text: str) -> list[Fraction]:
+    return [_fraction(part) for part in text.split(",")]
+
+
+def _certify(arguments: argparse.Namespace) -> int:
+    from theory_checks.certify import PROVED, REFUTED, certify, random_case
+
+    sigma = arguments.singular_values
+    rank = arguments.rank if sigma is None else len(sigma)
+    settings = {
+        "rank": rank, "singular_values": sigma, "depth": arguments.depth, "scale": arguments.scale,
+        "edge_fraction": arguments.edge_fraction,
+    }
+    case = random_case(
+        arguments.seed, width=arguments.width, compressed_rank=arguments.compressed_rank, **settings
+    )
+    certificate = certify(case, max_steps=arguments.max_steps)
+    print(certificate.sentence, flush=True)
+    proved = certificate.verdict == PROVED
+    if not arguments.control:
+        return 0 if proved else FAILED
+    control = random_case(arguments.seed, width=4 * rank, compressed_rank=4 * rank, **settings)
+    refutation = certify(control, max_steps=arguments.max_steps)
+    print(f"Control, r̂ > d − r. {refutation.sentence}")
+    return 0 if proved and refutation.verdict == REFUTED else FAILED
 
 
 def _list(arguments: argparse.Namespace) -> int:
