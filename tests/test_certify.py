@@ -43,14 +43,16 @@ def exact_gap(case, steps):
         return [[a[j][i] for j in range(2)] for i in range(2)]
 
     def residual(layers):
-        return [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(product(layers), target, strict=True)]
+        return [[x - y for x, y in zip(*rows, strict=True)]
+                for rows in zip(product(layers), target, strict=True)]
 
     layers = [[[case.scale * int(i == j) for j in range(2)] for i in range(2)] for _ in range(depth)]
     bulk = mode = case.scale
     for _ in range(steps):
         error, moved = residual(layers), []
         for i, layer in enumerate(layers):
-            gradient = times(times(transposed(product(layers[i + 1 :])), error), transposed(product(layers[:i])))
+            after, before = product(layers[i + 1 :]), product(layers[:i])
+            gradient = times(times(transposed(after), error), transposed(before))
             moved.append([[x - case.learning_rate * g for x, g in zip(*rows, strict=True)]
                           for rows in zip(layer, gradient, strict=True)])
         layers = moved
@@ -193,7 +195,8 @@ def test_what_is_no_case_is_refused():
 def test_the_command_says_what_it_proved_in_a_sentence(capsys):
     assert main(["certify", "--width", "20", "--scale", "0.3"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("Proved for σ* = 20, 9, d = 20") and "at every iteration" in said[0]
+    assert said[0].startswith("Proved for σ* = 20, 9, d = 20")
+    assert "at every iteration" in said[0]
     assert said[1].startswith("Control, r̂ > d − r. Refuted")
     assert main(["certify", "--compressed-rank", "8", "--width", "8", "--no-control"]) == 1
     assert main(["certify", "--singular-values", "1,2"]) == 2

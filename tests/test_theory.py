@@ -13,6 +13,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from lowdim_jax import theory
+from theory_checks.reference import modes as reference_modes
 
 ORACLE = Path(__file__).parent / "oracle"
 DEPTHS = (1, 2, 3, 4, 5, 6, 12)
@@ -484,3 +485,70 @@ def test_two_cycle_closes_on_the_target_at_the_edge_and_below(x64):
 def test_two_cycle_needs_two_layers():
     with pytest.raises(ValueError, match="depth=1, expected an integer of at least 2"):
         theory.two_cycle(1.0, depth=1, learning_rate=1.0)
+
+
+LIMITS = json.loads((ORACLE / "two_cycle_limits.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", LIMITS, ids=lambda case: f"L={case['depth']}")
+def test_where_the_two_cycle_ends_and_the_sign_changes_is_that_of_40_digit_arithmetic(case):
+    assert_close(theory.two_cycle_limit(case["depth"]), float(case["attracts_up_to"]), rtol=1e-14)
+    assert_close(theory.first_sign_change(case["depth"]), float(case["first_sign_change"]), rtol=1e-14)
+
+
+def test_at_depth_two_both_are_numbers_known_by_hand():
+    assert_close(theory.two_cycle_limit(2), 5**0.5 - 1, rtol=1e-14)
+    assert_close(theory.first_sign_change(2), 3 * 3**0.5 / 2 - 1, rtol=1e-14)
+
+
+def scalar_orbit(multiple, depth, steps, x=0.01):
+    """The map itself, σ* = 1, at a multiple of its edge."""
+    orbit = []
+    for _ in range(steps):
+        x = x + multiple * 2 / depth * (1 - x**depth) * x ** (depth - 1)
+        orbit.append(x)
+    return np.array(orbit)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_below_the_limit_runs_end_in_two_values_and_above_in_four(depth):
+    limit = theory.two_cycle_limit(depth)
+    wait = 20_000 + 100 ** (depth - 2) if depth < 4 else 20_000
+    for multiple, values in ((limit - 0.005, 2), (limit + 0.005, 4)):
+        end = scalar_orbit(multiple, depth, wait, x=0.5)[-64:]
+        assert len(np.unique(np.round(end, 6))) == values
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_sign_changes_beyond_the_first_sign_change_only(depth):
+    onset = theory.first_sign_change(depth)
+    assert np.all(scalar_orbit(onset - 0.002, depth, 20_000, x=0.3) > 0)
+    assert np.any(scalar_orbit(onset + 0.002, depth, 20_000, x=0.3) < 0)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_derivatives_of_the_two_cycle_are_those_of_the_roots(x64, depth):
+    def ends(target, rate):
+        return jnp.stack(theory.two_cycle(target, depth=depth, learning_rate=rate))
+
+    def reference(target, rate):
+        found = reference_modes.two_cycle(target, depth=depth, learning_rate=rate)
+        return np.array([float(end) for end in found])
+
+    point = (1.0, 1.2 * 2 / depth)
+    for i, slope in enumerate(jax.jacobian(ends, argnums=(0, 1))(*point)):
+        step = [1e-5 * (i == j) for j in range(2)]
+        up, down = (reference(*(x + sign * h for x, h in zip(point, step, strict=True))) for sign in (1, -1))
+        assert_close(slope, (up - down) / 2e-5, rtol=1e-7)
+
+
+def test_derivative_of_the_two_cycle_in_a_case_worked_out_by_others(x64):
+    low = jax.grad(lambda rate: theory.two_cycle(1.0, depth=3, learning_rate=rate)[0])(0.8)
+    assert_close(low, -1.332, atol=5e-4, rtol=0)
+
+
+def test_below_the_edge_the_two_cycle_moves_with_the_target(x64):
+    def low(target, rate):
+        return theory.two_cycle(target, depth=3, learning_rate=rate)[0]
+
+    assert_close(jnp.stack(jax.grad(low, argnums=(0, 1))(1.0, 0.5)), [1.0, 0.0], rtol=1e-14)

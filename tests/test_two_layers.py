@@ -1,4 +1,4 @@
-"""Two layers in closed form (docs/theory.md 2.7) against 160-digit arithmetic, an ODE solver, its limits and its own symmetries."""
+"""Two layers in closed form against 160-digit arithmetic, an ODE solver, limits and symmetries (2.7)."""
 
 import json
 from pathlib import Path

@@ -1,15 +1,16 @@
 """Dominance proved, not sampled: both networks in ball arithmetic, at every iteration (docs/theory.md 1.5).
 
-Singular values, overlap, scale and learning rate are rational. The original network is its reduction of width
-2r (3.2), the compressed one is scalar maps (2.1); every number is a ball of Arb that contains the true one, so
-that a positive gap between the squared errors is a proof for its step. Once all compressed modes are in
-intervals that their maps contract, a comparison of rates proves the gap for all later steps. python-flint is
-needed: `pip install lowdim-jax[certify]`.
+Singular values, overlap, scale and learning rate are rational. The original network is its reduction of
+width 2r (3.2), the compressed one is scalar maps (2.1); every number is a ball of Arb that contains the true
+one, so that a positive gap between the squared errors is a proof for its step. Once all compressed modes are
+in intervals that their maps contract, a comparison of rates proves the gap for all later steps. python-flint
+is needed: `pip install lowdim-jax[certify]`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Case:
 
     def __post_init__(self):
         sigma, r = self.singular_values, len(self.singular_values)
-        if not sigma or min(sigma) <= 0 or any(a <= b for a, b in zip(sigma, sigma[1:], strict=False)):
+        if not sigma or min(sigma) <= 0 or any(a <= b for a, b in pairwise(sigma)):
             raise ValueError(f"singular_values={_plain(sigma)}, expected positive and decreasing numbers")
         if len(self.overlap) != r or any(len(row) != r for row in self.overlap):
             raise ValueError(f"overlap has not the shape ({r}, {r})")
@@ -64,7 +65,7 @@ class Case:
             if value <= 0:
                 raise ValueError(f"{name}={value}, expected more than 0")
         if not r <= self.compressed_rank <= self.width:
-            raise ValueError(f"compressed_rank={self.compressed_rank}, expected from r = {r} to d = {self.width}")
+            raise ValueError(f"compressed_rank={self.compressed_rank}, expected from {r} to {self.width}")
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def certify(case: Case, *, max_steps: int = 100_000, bits: int | None = None) ->
     max_steps
         Steps to go at most; beyond them the answer is `"undecided"`.
     bits
-        Precision to begin with; by default what an ordinary run's length suggests. It is doubled, five times at
-        most, while a ball gets too wide.
+        Precision to begin with; by default what an ordinary run's length suggests. It is doubled, four times
+        at most, while a ball gets too wide.
 
     Raises
     ------
@@ -203,7 +204,7 @@ class _System:
         self.sigma = [self.ball(value) for value in case.singular_values]
         self.rate, self.scale = self.ball(case.learning_rate), self.ball(case.scale)
         frames = [self._frame(frame) for frame in frames]
-        self.layers = [self.scale * (b * a.transpose()) for a, b in zip(frames, frames[1:], strict=False)]
+        self.layers = [self.scale * (b * a.transpose()) for a, b in pairwise(frames)]
         self.target = frames[-1] * self._small_target() * frames[0].transpose()
 
     def ball(self, value: Fraction):
@@ -227,7 +228,7 @@ class _System:
             for other in rows:
                 along = sum((a * b for a, b in zip(row, other, strict=True)), self.flint.arb(0))
                 row = [a - along * b for a, b in zip(row, other, strict=True)]
-            norm = sum((a * a for a in row), self.flint.arb(0)).sqrt()
+            norm = self.flint.arb(sum(a * a for a in row)).sqrt()
             rows.append([a / norm for a in row])
         return self.flint.arb_mat(rows)
 
@@ -259,10 +260,10 @@ class _System:
     def gap(self, now: _Balls, residual):
         """Squared error of the original minus that of the compressed network, and the original's."""
         case, power = self.case, 2 * self.case.depth
-        square = sum((x * x for x in residual.entries()), self.flint.arb(0))
-        misfit = sum(
-            (_power(s - _power(x, case.depth), 2) for x, s in zip(now.modes, self.sigma, strict=True)), self.flint.arb(0)
-        )
+        zero = self.flint.arb(0)
+        square = sum((x * x for x in residual.entries()), zero)
+        pairs = zip(now.modes, self.sigma, strict=True)
+        misfit = sum((_power(sigma - _power(x, case.depth), 2) for x, sigma in pairs), zero)
         # d − 2r directions of the original rest at ρ, and r̂ − r modes of the compressed network.
         idle = case.width - self.rank - case.compressed_rank
         whole = square + (case.width - 2 * self.rank) * _power(now.bulk, power)
@@ -271,8 +272,8 @@ class _System:
     def tail_holds(self, now: _Balls) -> bool:
         """Whether the gap is positive at this and every later step, whatever the original does in `z`.
 
-        Mode i stays in the interval of radius `δ = |x − x*|` about its limit, on which `|f′| ≤ q < 1`, so that
-        its misfit is at most `L (x* + δ)^{L−1} δ q^j` after j steps. The idle directions decay more slowly: each
+        Mode i stays in the interval of radius `δ = |x − x*|` about its limit, on which `|f′| ≤ q < 1`: its
+        misfit is at most `L (x* + δ)^{L−1} δ q^j` after j steps. The idle directions decay more slowly: each
         step multiplies `ρ^{2L}` by at least `(1 − η ρ^{2L−2})^{2L}`.
         """
         arb, case, depth = self.flint.arb, self.case, self.case.depth
@@ -284,9 +285,8 @@ class _System:
             limit = sigma.root(depth)
             radius = abs(x - limit).upper()
             around = limit + arb(0, radius)
-            slope = 1 + self.rate * (
-                (depth - 1) * sigma * _power(around, depth - 2) - (2 * depth - 1) * _power(around, 2 * depth - 2)
-            )
+            push = (depth - 1) * sigma * _power(around, depth - 2)
+            slope = 1 + self.rate * (push - (2 * depth - 1) * _power(around, 2 * depth - 2))
             largest = abs(slope).upper()
             if not largest < 1:
                 return False
@@ -306,7 +306,7 @@ def _power(x, n: int):
     return result
 
 
-def _cholesky(matrix):
+def _cholesky(matrix: Any) -> Any:
     """Lower factor `T` with `T Tᵀ` the matrix."""
     n = matrix.nrows()
     lower = [[matrix[0, 0] * 0 for _ in range(n)] for _ in range(n)]
@@ -373,8 +373,10 @@ def _rehearse(case: Case, max_steps: int) -> tuple[int, list[np.ndarray]]:
     target = np.vstack([overlap.T, lower.T]) * sigma @ np.eye(r, 2 * r)
     layers, bulk, modes = [scale * np.eye(2 * r)] * depth, scale, np.full(r, scale)
     idle = max(case.width - r - case.compressed_rank, 1)
-    for step in range(max_steps + 1):
-        slopes = 1 + rate * ((depth - 1) * sigma * modes ** (depth - 2) - (2 * depth - 1) * modes ** (2 * depth - 2))
+    steps = 0
+    while steps < max_steps:
+        push, pull = (depth - 1) * sigma * modes ** (depth - 2), (2 * depth - 1) * modes ** (2 * depth - 2)
+        slopes = 1 + rate * (push - pull)
         settled = np.all(np.abs(slopes) < 1 - rate * bulk ** (2 * depth - 2))
         if settled and np.sum((sigma - modes**depth) ** 2) < idle * bulk ** (2 * depth) / depth**2:
             break
@@ -385,13 +387,14 @@ def _rehearse(case: Case, max_steps: int) -> tuple[int, list[np.ndarray]]:
         ]
         modes = modes + rate * (sigma - modes**depth) * modes ** (depth - 1)
         bulk *= 1 - rate * bulk ** (2 * depth - 2)
+        steps += 1
     if not all(np.all(np.isfinite(layer)) for layer in layers):
         return max_steps, [np.eye(2 * r)] * (depth + 1)
     frames = [np.linalg.svd(layers[0])[2]]
     for layer in layers:
         q, triangle = np.linalg.qr(layer @ frames[-1].T)
         frames.append((q * np.sign(np.diag(triangle))).T)
-    return step, frames
+    return steps, frames
 
 
 def _product(layers: Sequence[np.ndarray], width: int = 0) -> np.ndarray:

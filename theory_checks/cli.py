@@ -79,15 +79,15 @@ def _parser() -> Parser:
     )
     prove.add_argument("--singular-values", type=_fractions, metavar="A,B,…",
                        help="fractions or decimals; default: R of them, from 20 to 9")
-    prove.add_argument("--rank", type=_positive, default=2, metavar="R", help="default: 2")
-    prove.add_argument("--width", type=_positive, default=100, metavar="D", help="default: 100")
-    prove.add_argument("--depth", type=_positive, default=3, metavar="L", help="default: 3")
+    prove.add_argument("--rank", type=whole_number(1), default=2, metavar="R", help="default: 2")
+    prove.add_argument("--width", type=whole_number(1), default=100, metavar="D", help="default: 100")
+    prove.add_argument("--depth", type=whole_number(1), default=3, metavar="L", help="default: 3")
     prove.add_argument("--scale", type=_fraction, default="1/10", metavar="ε", help="default: 1/10")
     prove.add_argument("--edge-fraction", type=_fraction, default="1/2", metavar="F",
                        help="learning rate as a fraction of the edge of stability; default: 1/2")
-    prove.add_argument("--compressed-rank", type=_positive, metavar="R", help="default: 2r")
+    prove.add_argument("--compressed-rank", type=whole_number(1), metavar="R", help="default: 2r")
     prove.add_argument("--seed", type=int, default=0, help="of the original's start; default: 0")
-    prove.add_argument("--max-steps", type=_positive, default=100_000, metavar="N")
+    prove.add_argument("--max-steps", type=whole_number(1), default=100_000, metavar="N")
     prove.add_argument("--no-control", dest="control", action="store_false",
                        help="do not also refute the control: r̂ = d at d = 4r")
     prove.set_defaults(command=_certify)

@@ -1,7 +1,8 @@
 """Predictions in closed form, as functions of scalars and arrays; numbered as in docs/theory.md.
 
-`modes` (2): singular values of the compressed network. `conservation` (4): what the flow keeps.
-`stability` (5): sharpness, the largest stable learning rate, the two-cycle beyond it.
+`modes` (2): singular values of the compressed network. `two_layers` (2.7): whole networks of two layers.
+`conservation` (4): what the flow keeps. `stability` (5): sharpness, the largest stable learning rate, the
+two-cycle beyond it.
 """
 
 from lowdim_jax.theory.conservation import balance_step, singular_value_rate
@@ -13,11 +14,21 @@ from lowdim_jax.theory.modes import (
     mode_trajectory,
     plateau_losses,
 )
-from lowdim_jax.theory.stability import explicit_steps, max_learning_rate, sharpness, two_cycle
+from lowdim_jax.theory.stability import (
+    explicit_steps,
+    first_sign_change,
+    max_learning_rate,
+    sharpness,
+    two_cycle,
+    two_cycle_limit,
+)
+from lowdim_jax.theory.two_layers import TwoLayerFlow, tangent_kernel, two_layer_flow
 
 __all__ = [
+    "TwoLayerFlow",
     "balance_step",
     "explicit_steps",
+    "first_sign_change",
     "fit_time",
     "fit_time_small_scale",
     "max_learning_rate",
@@ -27,5 +38,8 @@ __all__ = [
     "plateau_losses",
     "sharpness",
     "singular_value_rate",
+    "tangent_kernel",
     "two_cycle",
+    "two_cycle_limit",
+    "two_layer_flow",
 ]

@@ -1,5 +1,8 @@
 """Stability of gradient descent: sharpness, the largest rate, what happens beyond it (docs/theory.md 5)."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +67,8 @@ def two_cycle(
 
     `σ = ρ^L` for the two roots `ρ` of `ρ^L (1 + z^{2L−1}) / (1 + z^{L−1}) = σ*`, with
     `z = 1 + η (σ* − ρ^L) ρ^{L−2}`: one below and one above `σ*`. A mode with
-    `η ≤ 2 / (L σ*^{2−2/L})` does not oscillate, and both are `σ*`. The cycle attracts up to about 1.23
-    times that edge (docs/theory.md 5.3).
+    `η ≤ 2 / (L σ*^{2−2/L})` does not oscillate, and both are `σ*`. The cycle attracts up to
+    `two_cycle_limit(depth)` times that edge (docs/theory.md 5.3). Derivatives are those of the roots.
 
     Parameters
     ----------
@@ -83,18 +86,118 @@ def two_cycle(
     check("target", target, lambda v: v >= 0, "at least 0")
     check("learning_rate", learning_rate, lambda v: v >= 0, "at least 0")
     target, rate = broadcast(target, learning_rate)
+    scaled_rate = rate * target ** (2 - 2 / depth)  # that of a target of one
 
-    def low(z):
-        return target * (1 + z ** (depth - 1)) / (1 + z ** (2 * depth - 1))
+    def needed(z):
+        """The rate at which the roots have the ratio `z`, for a target of one; increasing in `z > 1`."""
+        gap = z ** (depth - 1) * (z**depth - 1) / (1 + z ** (2 * depth - 1))  # 1 − low(z)
+        return (z - 1) / (gap * _low(z, depth) ** (1 - 2 / depth))
 
     def halve(_, bracket):
         below, above = bracket
         z = (below + above) / 2
-        push = rate * (target - low(z)) * low(z) ** (1 - 2 / depth)
-        overshoots = push > z - 1
-        return jnp.where(overshoots, z, below), jnp.where(overshoots, above, z)
+        too_low = needed(z) < scaled_rate
+        return jnp.where(too_low, z, below), jnp.where(too_low, above, z)
 
     # The ratio z of the two roots: the step from the lower one is (z − 1) ρ long, or longer before z.
-    bracket = jnp.ones_like(target), 2 + rate * target ** (2 - 2 / depth)
+    bracket = jax.lax.stop_gradient((jnp.ones_like(target), 2 + scaled_rate))
     z, _ = jax.lax.fori_loop(0, 2 * jnp.finfo(target.dtype).nmant, halve, bracket)
-    return low(z), low(z) * z**depth
+    oscillates = (scaled_rate > 2 / depth) & (z > 1)
+    # Bisection has no derivative; one step of Newton's method from the root has that of the root.
+    z = jax.lax.stop_gradient(jnp.where(oscillates, z, 2))
+    rate_there, slope = jax.jvp(needed, (z,), (jnp.ones_like(z),))
+    moved = z + (scaled_rate - rate_there) / jax.lax.stop_gradient(slope)
+    low = target * _low(moved, depth)
+    return jnp.where(oscillates, low, target), jnp.where(oscillates, low * moved**depth, target)
+
+
+def _low(z, depth):
+    """The smaller of two singular values whose factors have the ratio `z`, for a target of one."""
+    return (1 + z ** (depth - 1)) / (1 + z ** (2 * depth - 1))
+
+
+def two_cycle_limit(depth: int, /) -> float:
+    """Learning rate, in units of `max_learning_rate`, up to which the two-cycle attracts.
+
+    There the product of the map's slopes at both values of `two_cycle` is −1, and the cycle doubles again
+    (docs/theory.md 5.3): `√5 − 1 = 1.2361` for `L = 2`, 1.2446 for `L = 3`, 1.25165 as `L → ∞`.
+
+    Parameters
+    ----------
+    depth
+        `L ≥ 2`.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is not an integer of at least 2.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> round(theory.two_cycle_limit(2), 6)
+    1.236068
+    """
+    check_integer("depth", depth, least=2)
+
+    def learning_rate_and_multiplier(s):
+        z = math.exp(s / depth)
+        low = _low(z, depth)
+        gap = z ** (depth - 1) * math.expm1(s) / (1 + z ** (2 * depth - 1))
+        x = low ** (1 / depth)
+        rate = math.expm1(s / depth) / (gap * x ** (depth - 2))
+        return rate, _map_slope(x, rate, depth) * _map_slope(x * z, rate, depth)
+
+    # In s = L ln z, with z the ratio of the two factors; the multiplier falls from 1 at the edge.
+    s = _bisect(lambda s: learning_rate_and_multiplier(s)[1] > -1, 1e-3, 4.0)
+    return learning_rate_and_multiplier(s)[0] * depth / 2
+
+
+def first_sign_change(depth: int, /) -> float:
+    """Learning rate, in units of `max_learning_rate`, from which a mode's factor can change its sign.
+
+    Up to it the map keeps `(0, m]`, with `m` its maximum, and every run from a small start stays positive;
+    beyond it `m` is sent below zero, and almost every run comes close to `m` some time (docs/theory.md 5.3):
+    `3√3/2 − 1 = 1.5981` for `L = 2`, 1.8305 for `L = 3`, growing like `ln L` later.
+
+    Parameters
+    ----------
+    depth
+        `L ≥ 2`.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is not an integer of at least 2.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> round(theory.first_sign_change(3), 6)
+    1.830498
+    """
+    check_integer("depth", depth, least=2)
+
+    def stays_positive(multiple):
+        rate = 2 * multiple / depth
+        x = _bisect(lambda x: _map_slope(x, rate, depth) > 0, 0.0, 1.0)
+        highest = x + rate * (1 - x**depth) * x ** (depth - 1)
+        return 1 + rate * (1 - highest**depth) * highest ** (depth - 2) > 0
+
+    beyond = 2.0
+    while stays_positive(beyond):
+        beyond *= 2
+    return _bisect(stays_positive, 1.0, beyond)
+
+
+def _map_slope(x: float, rate: float, depth: int) -> float:
+    """Derivative of `x + η (1 − x^L) x^{L−1}`."""
+    return 1 + rate * ((depth - 1) * x ** (depth - 2) - (2 * depth - 1) * x ** (2 * depth - 2))
+
+
+def _bisect(holds: Callable[[float], bool], below: float, above: float) -> float:
+    """The largest number up to which `holds`, between one where it does and one where it does not."""
+    for _ in range(80):
+        middle = (below + above) / 2
+        below, above = (middle, above) if holds(middle) else (below, middle)
+    return below

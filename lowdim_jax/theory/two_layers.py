@@ -5,13 +5,12 @@ Stack the layers to `Q = [W_1ᵀ; W_2]`. From `W_2ᵀ W_2 − W_1 W_1ᵀ = λ I`
 
     P = Q Qᵀ = e^{Ft} Q_0 (I + Q_0ᵀ G Q_0)^{-1} Q_0ᵀ e^{Ft},    G = ∫_0^t e^{2Fs} ds.
 
-As it stands this overflows, and loses all digits long before. In the eigenbasis of `F`, with `A = √G Q_0` and
-`D = 2f / (1 − e^{−2ft})`, which is bounded, it is `√D A (I + AᵀA)^{-1} Aᵀ √D`, and the middle part is a softened
-projector onto the columns of `A`: the rows of `A` differ by factors like `e^{(f_i − f_j) t}`, but after a
-factorization with pivots only ratios of at most one are left. Exact at every time, without steps.
+As it stands this overflows, and loses all digits long before. In the eigenbasis of `F`, with `A = √G Q_0`
+and `D = 2f / (1 − e^{−2ft})`, which is bounded, it is `√D A (I + AᵀA)^{-1} Aᵀ √D`, and the middle part is a
+softened projector onto the columns of `A`: its rows differ by factors like `e^{(f_i − f_j) t}`, but after
+a factorization with pivots only ratios of at most one are left. Exact at every time, without steps.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,8 +19,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lowdim_jax.theory import _cast, _check
-from lowdim_jax._tracing import is_traced
+from lowdim_jax._host import is_traced
+from lowdim_jax.theory._arguments import cast, check
 
 
 class TwoLayerFlow(NamedTuple):
@@ -44,9 +43,9 @@ def two_layer_flow(
 ) -> TwoLayerFlow:
     """Two layers under the gradient flow of `½‖W_2 W_1 − Φ‖_F²`, in closed form, at any times.
 
-    The layers start λ-balanced, `W_2ᵀ W_2 − W_1 W_1ᵀ = λ I`, for any number `λ`: orthogonal layers of one scale
-    and spectral starts have `λ = 0`, orthogonal square layers of scales `a` and `b` have `λ = b² − a²`. Widths are
-    arbitrary, and so is the rank of the target (docs/theory.md 2.7).
+    The layers start λ-balanced, `W_2ᵀ W_2 − W_1 W_1ᵀ = λ I`, for any number `λ`: orthogonal layers of one
+    scale and spectral starts have `λ = 0`, orthogonal square layers of scales `a` and `b` have `λ = b² − a²`.
+    Widths are arbitrary, and so is the rank of the target (docs/theory.md 2.7).
 
     Parameters
     ----------
@@ -59,10 +58,10 @@ def two_layer_flow(
 
     Returns
     -------
-    End-to-end matrix and both Gram matrices, after the axes of `t`. Accurate to rounding relative to the largest
-    entry, whatever `t`. It composes with `jit` and `vmap`, and with derivatives in `t`, `inner` and `outer`;
-    derivatives in `target` need distinct eigenvalues of `F`, so a square target without vanishing or equal
-    singular values.
+    End-to-end matrix and both Gram matrices, after the axes of `t`. Accurate to rounding, relative to the
+    largest entry, whatever `t`; as sensitive to the start as the flow itself, which a start that is nearly
+    orthogonal to a component amplifies. It composes with `jit` and `vmap`, and with derivatives in `t`,
+    `inner` and `outer`; those in `target` go through its singular vectors, which must be unique.
 
     Raises
     ------
@@ -74,16 +73,19 @@ def two_layer_flow(
     >>> import jax.numpy as jnp
     >>> from lowdim_jax import theory
     >>> target = jnp.diag(jnp.array([3.0, 1.0]))
-    >>> run = theory.two_layer_flow(jnp.array([0.0, 1.0, 1e6]), 0.1 * jnp.eye(2), 0.1 * jnp.eye(2), target)
+    >>> start = 0.1 * jnp.eye(2)
+    >>> run = theory.two_layer_flow(jnp.array([0.0, 1.0, 1e6]), start, start, target)
     >>> print(run.end_to_end[:, 1, 1].round(3))
     [0.01  0.069 1.   ]
     """
-    _check("t", t, lambda v: v >= 0, "at least 0")
+    check("t", t, lambda v: v >= 0, "at least 0")
     for name, value in (("inner", inner), ("outer", outer), ("target", target)):
-        _check(name, value, lambda _: True, "as every entry")
-    times, inner, outer, target = _cast(t, inner, outer, target)
-    if not (inner.ndim == outer.ndim == target.ndim == 2 and (outer.shape[0], inner.shape[1]) == target.shape
-            and inner.shape[0] == outer.shape[1]):
+        check(name, value, lambda _: True, "as every entry")
+    times, inner, outer, target = cast(t, inner, outer, target)
+    matrices = inner.ndim == outer.ndim == target.ndim == 2
+    if not matrices or (outer.shape, inner.shape) != (
+        (target.shape[0], inner.shape[0]), (inner.shape[0], target.shape[1])
+    ):
         raise ValueError(
             f"inner, outer and target have shapes {inner.shape}, {outer.shape}, {target.shape}, "
             "expected (h, d_in), (d_out, h), (d_out, d_in)"
@@ -176,7 +178,7 @@ def _factor(rates, start, time):
     time = jnp.maximum(time, tiny)
     log_g = _log_gain(rates, time)
     ratios, log_pivots = _graded(start, log_g)
-    # Columns C of `A O = ratios · C` are scaled to at most one: [1; A] is stretched, its columns' directions stay.
+    # `A O = ratios · C`, O orthogonal: columns of [1; A O] are divided by what of C exceeds one.
     identity = jnp.diag(jnp.exp(-jnp.maximum(log_pivots, 0)))
     part = ratios * jnp.exp(jnp.minimum(log_pivots, 0))[None]
     upright = jnp.linalg.qr(jnp.concatenate([identity, part]))[0][len(identity):]
@@ -206,7 +208,7 @@ def _root_of_decay(rates, time):
 def _graded(start, log_g):
     """Rotate hidden units so that `√G start` is unit lower triangular, but for the order of rows, times `C`.
 
-    Gram–Schmidt with pivots on the rows of `start`: the largest one of those left, as `√g` weighs it, comes next.
+    Gram–Schmidt with pivots on the rows of `start`: of those left the largest, as `√g` weighs it, comes next.
     Returns the triangular matrix, whose entries are at most one, and `ln C`.
     """
     n, hidden = start.shape
@@ -225,7 +227,8 @@ def _graded(start, log_g):
         chosen = jnp.argmax(score)
         row = rows[chosen] - frame.T @ (frame @ rows[chosen])  # twice is enough
         norm = jnp.linalg.norm(row)
-        alive = (norm > 0) & (jnp.log(jnp.where(norm > 0, norm, 1)) > size[chosen] + jnp.log(8 * info.eps))
+        log_length = jnp.log(jnp.where(norm > 0, norm, 1))
+        alive = (norm > 0) & (log_length > size[chosen] + jnp.log(8 * info.eps))
         direction = jnp.where(alive, row / jnp.where(norm > 0, norm, 1), 0)
         along = rows @ direction
         relative = along / jnp.where(alive, norm, 1)
@@ -234,12 +237,12 @@ def _graded(start, log_g):
         rows = rows - along[:, None] * direction[None]
         used = used.at[chosen].set(True)
         rows = jnp.where(used[:, None], 0, rows)
-        log_pivot = jnp.where(alive, log_g[chosen] / 2 + jnp.log(jnp.where(alive, norm, 1)), -jnp.inf)
-        return (rows, frame.at[j].set(direction), ratios.at[:, j].set(column), pivots.at[j].set(log_pivot), used)
+        log_pivot = jnp.where(alive, log_g[chosen] / 2 + log_length, -jnp.inf)
+        frame, pivots = frame.at[j].set(direction), pivots.at[j].set(log_pivot)
+        return rows, frame, ratios.at[:, j].set(column), pivots, used
 
-    carry = (
-        start, jnp.zeros((count, hidden), start.dtype), jnp.zeros((n, count), start.dtype),
-        jnp.zeros(count, start.dtype), jnp.zeros(n, bool),
-    )
+    dtype = start.dtype
+    frame, ratios = jnp.zeros((count, hidden), dtype), jnp.zeros((n, count), dtype)
+    carry = start, frame, ratios, jnp.zeros(count, dtype), jnp.zeros(n, bool)
     _, _, ratios, pivots, _ = jax.lax.fori_loop(0, count, pivot, carry)
     return ratios, pivots
