@@ -61,6 +61,7 @@ def _parser() -> Parser:
     run.add_argument(
         "--rank", type=whole_number(1), metavar="R", help="components of the target to keep"
     )
+    run.add_argument("--fail-fast", action="store_true", help="stop at the first check that does not hold")
     run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
     run.set_defaults(command=_run)
 
@@ -190,10 +191,13 @@ def _run(arguments: argparse.Namespace) -> int:
             for _ in track(run_checks(checks, setting, results, interrupts), checks):
                 if interrupts.asked:
                     break
+                if arguments.fail_fast and results[-1].outcome not in ("pass", "not-applicable"):
+                    break
         except KeyboardInterrupt:
             interrupts.asked = True
         if len(results) < len(checks):
-            about["incomplete"] = f"interrupted after {len(results)} of {len(checks)} checks"
+            why = "interrupted" if interrupts.asked else "stopped at a failure"
+            about["incomplete"] = f"{why} after {len(results)} of {len(checks)} checks"
         if not results:
             print("theory-checks: interrupted before the first check", file=sys.stderr)
             return INTERRUPTED
@@ -202,7 +206,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print_verdict(about, results, paths)
     if interrupts.asked:
         return INTERRUPTED
-    return OK if all(result.passed for result in results) else FAILED
+    return OK if all(result.outcome in ("pass", "not-applicable") for result in results) else FAILED
 
 
 def _statement(arguments: argparse.Namespace) -> int:

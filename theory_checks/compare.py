@@ -92,7 +92,8 @@ def checks_changed(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[
 
 def worse(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Checks that passed before and do not now, and all that are not there any more."""
-    passed = {entry["name"]: entry["passed"] for entry in after["checks"]}
+    fine = ("pass", "not-applicable")
+    passed = {entry["name"]: entry["outcome"] in fine for entry in after["checks"]}
     lost = [name for entry in before["checks"] if not passed.get(name := entry["name"], False)]
     held = {entry["name"] for entry in before["checks"] if entry["passed"]}
     return [name for name in lost if name in held or name not in passed]

@@ -95,6 +95,8 @@ class Row:
             return "no check"
         found = {result.outcome for result in self.results}
         worst = next((bad for bad in ("error", "fail", "vacuous") if bad in found), "pass")
+        if found == {"not-applicable"}:
+            worst = "not-applicable"
         ran = len(self.results) == len(self.checks)
         return worst if ran or worst != "pass" else "not run"
 
@@ -129,6 +131,16 @@ def rows(checks: Sequence[Check], results: Iterable["Result"] = ()) -> list[Row]
 def checks_of(number: str, checks: Sequence[Check]) -> tuple[Check, ...]:
     """The checks that cite a statement."""
     return tuple(check for check in checks if number in check.source.split(", "))
+
+
+def sides(checks: Sequence[Check]) -> str:
+    """Markdown table, one row a check: what its predicted and its measured side rest on."""
+    lines = ["| check | predicted side | measured side | pinned by |", "|---|---|---|---|"]
+    for check in sorted(checks, key=lambda check: check.name):
+        predicted, measured = check.rests_on or ("", "")
+        pin = f"`{check.pinned_by}`" if check.pinned_by else ""
+        lines.append(f"| `{check.name}` | {predicted} | {measured} | {pin} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(checks: Sequence[Check]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LABELS = {
     "pass": "pass", "fail": "FAIL", "vacuous": "VACUOUS", "error": "ERROR",
-    "not run": "not run", "no check": "no check",
+    "not-applicable": "n/a", "not run": "not run", "no check": "no check",
 }  # fmt: skip
 MAX_ROWS = 12
 

@@ -83,12 +83,27 @@ class Evidence:
         return self.error <= self.tolerance
 
 
+SIDES = {
+    "theorem": "a number or formula of docs/theory.md, written out in the check",
+    "reference": "`theory_checks.reference`",
+    "NumPy": "NumPy, SciPy or optax, called by the check",
+    "library": "`lowdim_jax`",
+}
+"""What the predicted or the measured side of a check can rest on."""
+
+
+class NotApplicable(Exception):
+    """Raised by a check whose hypotheses a setting does not meet, with the reason: neither pass nor fail."""
+
+
 @dataclass(frozen=True)
 class Check:
     """A registered check.
 
     `compare(setting)` tests the claim; `compare(setting, **overrides)` repeats the same comparison
-    with a hypothesis broken on purpose, for each of `controls`, and has to fail.
+    with a hypothesis broken on purpose, for each of `controls`, and has to fail. `rests_on` says what
+    the predicted and the measured side are made with, names of `SIDES`; where both are the library's,
+    `pinned_by` is the check that ties one of them to something else.
     """
 
     name: str
@@ -98,6 +113,8 @@ class Check:
     controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     any_target: bool = True
     precise: bool = False
+    rests_on: tuple[str, str] | None = None
+    pinned_by: str = ""
 
 
 _REGISTRY: dict[str, Check] = {}
@@ -111,6 +128,8 @@ def check(
     controls: Mapping[str, Mapping[str, Any]],
     any_target: bool = True,
     precise: bool = False,
+    rests_on: tuple[str, str] | None = None,
+    pinned_by: str = "",
 ) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
     """Register a comparison function as a check.
 
@@ -130,11 +149,16 @@ def check(
     precise
         Whether it is to notice matrix products in fewer bits than the run's precision. On a device
         that multiplies so by default these are one more control (docs/theory.md 6.2, 6.3).
+    rests_on
+        What the predicted and the measured side are made with, two of `SIDES`; checks of your own may leave
+        it out.
+    pinned_by
+        Where both sides are the library's: the check that ties one of them to something else.
 
     Raises
     ------
     ValueError
-        If the name is taken or there is no control.
+        If the name is taken, there is no control, or a side is none of `SIDES`.
     """
 
     def register(compare: Callable[..., Evidence]) -> Callable[..., Evidence]:
@@ -142,7 +166,11 @@ def check(
             raise ValueError(f"name={name!r} is registered twice")
         if not controls:
             raise ValueError(f"check {name!r} has no negative control")
-        _REGISTRY[name] = Check(name, claim, source, compare, controls, any_target, precise)
+        if rests_on is not None and not set(rests_on) <= SIDES.keys():
+            raise ValueError(f"check {name!r} rests on {rests_on}, expected two of {', '.join(SIDES)}")
+        _REGISTRY[name] = Check(
+            name, claim, source, compare, controls, any_target, precise, rests_on, pinned_by
+        )
         return compare
 
     return register

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from theory_checks.registry import Check
     from theory_checks.runner import Result
 
-STYLES = {"pass": "green", "fail": "bold red", "vacuous": "bold yellow", "error": "bold magenta"}
+STYLES = {"pass": "green", "fail": "bold red", "vacuous": "bold yellow", "error": "bold magenta",
+          "not-applicable": "cyan"}
 
 
 def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["Result"]:
@@ -132,16 +133,19 @@ def _verdict(about: dict[str, Any], results: Sequence["Result"]) -> dict[str, An
     controls = [control for result in results for control in result.controls]
     passed, refuted = outcomes.count("pass"), sum(control.refuted for control in controls)
     incomplete = about.get("incomplete")
+    without = outcomes.count("not-applicable")
     return {
-        "ok": passed == len(results) and not incomplete,
+        "ok": passed + without == len(results) and not incomplete,
         "sentence": (f"Incomplete, {incomplete}: " if incomplete else "")
-        + f"{passed} of {len(results)} checks hold{' so far' if incomplete else ''}, "
+        + f"{passed} of {len(results) - without} checks hold{' so far' if incomplete else ''}, "
+        + (f"{without} {'does' if without == 1 else 'do'} not apply, " if without else "")
         + f"{refuted} of {len(controls)} controls refuted "
         + f"on {about['device'].rpartition(': ')[2]} ({about['dtype']})",
         "checks": len(results),
         "passed": passed,
         "failed": outcomes.count("fail"),
         "vacuous": outcomes.count("vacuous"),
+        "not_applicable": without,
         "errors": outcomes.count("error"),
         "controls": len(controls),
         "controls_refuted": refuted,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from theory_checks.interrupts import Interrupts
-from theory_checks.registry import Check, Curve, Evidence
+from theory_checks.registry import Check, Curve, Evidence, NotApplicable
 from theory_checks.setting import Setting
 
 MATMUL_PRECISION = "highest"
@@ -32,7 +32,11 @@ class ControlResult:
 
 @dataclass(frozen=True)
 class Result:
-    """What one check found. `outcome` is `"pass"`, `"fail"`, `"vacuous"` or `"error"`."""
+    """What one check found.
+
+    `outcome` is `"pass"`, `"fail"`, `"vacuous"`, `"error"`, or `"not-applicable"` where the setting does not
+    meet the claim's hypotheses: then the claim says nothing, and `detail` says which is not met.
+    """
 
     name: str
     claim: str
@@ -83,8 +87,9 @@ def run_check(check: Check, setting: Setting) -> Result:
         with jax.default_matmul_precision(MATMUL_PRECISION):
             evidence = _compare(check, setting)
             controls = [
-                _control(broken, _compare(check, setting, **overrides))
+                control
                 for broken, overrides in check.controls.items()
+                if (control := _control_of(check, setting, broken, overrides)) is not None
             ]
         if check.precise and default_product_error(setting.dtype, setting.shape[1]) > setting.rounding(1):
             with jax.default_matmul_precision("default"):
@@ -101,6 +106,9 @@ def run_check(check: Check, setting: Setting) -> Result:
         )
         result.summary()  # what cannot be reported is an error of this check, not the end of the run
         return result
+    except NotApplicable as unmet:
+        seconds, because = time.perf_counter() - start, f"not applicable, because {unmet}"
+        return Result(*claimed, outcome="not-applicable", seconds=seconds, detail=because)
     except (Exception, SystemExit) as error:
         return Result(
             *claimed,
@@ -169,6 +177,14 @@ def _compare(check: Check, setting: Setting, **overrides: Any) -> Evidence:
     return evidence
 
 
+def _control_of(check: Check, setting: Setting, broken: str, overrides: Any) -> ControlResult | None:
+    """A control's result; None where its own hypotheses are not met, so that it shows nothing."""
+    try:
+        return _control(broken, _compare(check, setting, **overrides))
+    except NotApplicable:
+        return None
+
+
 def _control(broken: str, evidence: Evidence) -> ControlResult:
     return ControlResult(broken, evidence.error, refuted=not evidence.holds)
 
@@ -177,6 +193,8 @@ def _judge(evidence: Evidence, controls: Sequence[ControlResult]) -> tuple[str, 
     """Outcome, and the detail to print beside it."""
     if not evidence.holds:
         return "fail", f"error {evidence.error:.3g} > {evidence.tolerance:.3g}"
+    if not controls:
+        return "vacuous", "none of its controls applies here"
     missed = [control.broken for control in controls if not control.refuted]
     if missed:
         return "vacuous", f"still passes with {' and with '.join(missed)}"
