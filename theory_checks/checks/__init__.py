@@ -1,6 +1,7 @@
 """The checks, one module a family; importing this package registers them."""
 
 from theory_checks.checks import (
+    closed_forms,
     compression,
     conservation,
     incremental,
@@ -13,6 +14,7 @@ from theory_checks.checks import (
 )
 
 __all__ = [
+    "closed_forms",
     "compression",
     "conservation",
     "incremental",
