@@ -1,7 +1,7 @@
 """What several checks train: compressed and original networks, one run a seed, in one program."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 import lowdim_jax as ld
 from lowdim_jax.linalg import extend_orthonormal
+from theory_checks.reference import modes
 from theory_checks.setting import Setting
 
 FITTED = 1e-3
@@ -119,17 +120,18 @@ def original(target: ld.LowRank, key: jax.Array, *, depth: int, scale, init: str
 
 def edge(setting: Setting, *, depth: int, alpha=1.0) -> float:
     """Largest learning rate that is stable for every seed's target."""
-    tops = setting.targets.singular_values[:, 0]
-    return float(jnp.min(ld.theory.max_learning_rate(tops, depth=depth, alpha=alpha)))
+    top = float(jnp.max(setting.targets.singular_values))
+    return 2 / float(modes.sharpness(top, depth=depth, alpha=float(alpha)))
 
 
 def last_fit(setting: Setting, *, depth: int, scale, alpha=1.0, tolerance=FITTED) -> float:
     """Predicted flow time at which the last component of every seed is fitted."""
-    smallest = setting.targets.singular_values[:, -1]
-    times = ld.theory.fit_time(
-        smallest, depth=depth, scale=scale, tolerance=tolerance, alpha=alpha
-    )
-    return float(jnp.max(times))
+    smallest = np.asarray(setting.targets.singular_values)[:, -1].tolist()
+    how = {"depth": depth, "scale": float(scale), "tolerance": tolerance, "alpha": float(alpha)}
+    return max(float(_fit_time(sigma, **how)) for sigma in smallest)
+
+
+_fit_time = cache(modes.fit_time)
 
 
 def steps_to_fit(setting: Setting, rate: float, *, depth: int, scale, alpha=1.0, slack=1.1) -> int:

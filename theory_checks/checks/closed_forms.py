@@ -47,7 +47,7 @@ def closed_forms(setting: Setting, /, *, extra_depth=0, depths=DEPTHS) -> Eviden
         pairs,
         tolerance=setting.rounding(300) if setting.dtype == "float32" else 1e-9,
         reason="float32's rounding over a few hundred nodes" if setting.dtype == "float32"
-        else "SciPy's solver, which is asked for 1e-12 a step; the rest agrees to rounding",
+        else "SciPy's solver, which is asked for 1e-12 a step, near the target; the rest agrees to rounding",
         quantity="largest difference relative to the largest prediction",
     )
 
@@ -55,65 +55,61 @@ def closed_forms(setting: Setting, /, *, extra_depth=0, depths=DEPTHS) -> Eviden
 def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
     """Pairs of a prediction for a network of `assumed` layers and the library's number for `depth`."""
     dtype = setting.dtype
-    targets, levels = (np.array(values) for values in (TARGETS, _levels(depth)))
+    targets, levels = np.array(TARGETS), _levels(depth)
     alphas, times = np.array(ALPHAS)[:, None], np.array([0.0, 0.4, 1.5, 5.0])
     options = {"depth": depth, "scale": SCALE}
     own = {"depth": assumed, "scale": SCALE}
 
-    def predict(function, *columns, alphas=ALPHAS, **more):
-        rows = list(zip(*columns, strict=True))
-        return [[float(function(*row, alpha=a, **own, **more)) for row in rows] for a in alphas]
-
     def cast(*values):
         return (jnp.asarray(value, dtype) for value in values)
 
-    given, level, alpha, clock = cast(targets, levels, alphas, times)
-    target, some = given[None], level[None]
-    behind = SCALE**depth * np.array([2, 0.5])  # what a mode that falls, and one that rises, never has
+    # Arrays of one shape throughout: every depth is two programs a function, with α and without.
+    given, alpha, clock = cast(np.tile(targets, (3, 1)), alphas, times)
+    curves = np.array(
+        [[mode_values(tuple(times.tolist()), t, alpha=a, **own) for t in TARGETS] for a in ALPHAS]
+    )
+    fitted = np.tile([3.0, 1.05 * SCALE**depth, 0.02, 0.0], (3, 1))  # the second starts fitted
+    behind = SCALE**depth * np.array([0.5, 0.5, 2.0, 2.0])  # what modes that rise, or fall, never have
+    reached = np.stack([levels, levels, np.where(np.arange(4) == 1, levels, behind)])
+    exact = [float(mode_time(level, t, **own)) for level, t in zip(levels, TARGETS, strict=True)]
+    small = {"scale": 0.01, "tolerance": 0.3}
+    leading = [float(modes.leading_fit_time(t, depth=assumed, **small)) for t in (2.0, 0.5)]
     pairs = {
         "time to a level": (
-            predict(mode_time, levels.tolist(), targets.tolist()),
-            theory.mode_time(some, target, alpha=alpha, **options),
+            np.full(curves.shape[:2], times[1]),
+            theory.mode_time(*cast(curves[..., 1]), given, alpha=alpha, **options),
         ),
-        "time to a level, α = 1": (
-            predict(mode_time, levels.tolist(), targets.tolist(), alphas=(1.0,))[0],
-            theory.mode_time(level, given, **options),
-        ),
-        "time to a level that is not on the way": (
-            np.full(2, np.inf),
-            theory.mode_time(jnp.asarray(behind, dtype), jnp.asarray([0.0, 3.0], dtype), **options),
+        "time to a level or never, α = 1": (
+            np.stack([exact, exact, np.where(np.arange(4) == 1, exact, np.inf)]),
+            theory.mode_time(*cast(reached), given, **options),
         ),
         "trajectory": (
-            [[mode_values(tuple(times.tolist()), t, alpha=a, **own) for t in TARGETS] for a in ALPHAS],
-            theory.mode_trajectory(clock[None, None], target[..., None], alpha=alpha[..., None], **options),
+            curves,
+            theory.mode_trajectory(clock[None, None], given[..., None], alpha=alpha[..., None], **options),
         ),
         "trajectory, α = 1": (
-            [mode_values(tuple(times.tolist()), t, **own) for t in TARGETS],
-            theory.mode_trajectory(clock[None], given[:, None], **options),
+            curves[[1, 1, 1]],
+            theory.mode_trajectory(clock[None, None], given[..., None], **options),
+        ),
+        "fit time": (
+            [[float(fit_time(t, alpha=a, tolerance=0.1, **own)) for t in fitted[0]] for a in ALPHAS],
+            theory.fit_time(*cast(fitted), alpha=alpha, tolerance=0.1, **options),
+        ),
+        "fit time, α = 1": (
+            [[float(fit_time(t, tolerance=0.1, **own)) for t in fitted[0]]] * 3,
+            theory.fit_time(*cast(fitted), tolerance=0.1, **options),
+        ),
+        "fit time of small ε": (
+            leading,  # one number for all targets where L = 1
+            np.zeros(2) + theory.fit_time_small_scale(*cast([2.0, 0.5]), depth=depth, **small),
         ),
     }
     step = {"learning_rate": 0.05, "steps": 51}
-    for name, chosen in (("α", ALPHAS), ("α = 1", (1.0,))):
-        history = [[modes.mode_descent(t, alpha=a, **own, **step)[::7] for t in TARGETS] for a in chosen]
-        rate = {"alpha": alpha} if len(chosen) > 1 else {}
-        pairs[f"descent, {name}"] = (
-            np.moveaxis(history, -1, 0),
-            theory.mode_descent(target, record_every=7, **options, **step, **rate),
-        )
-    fitted = np.array([3.0, 1.05 * SCALE**depth, 0.02, 0.0])  # the second starts fitted
-    close = {"tolerance": 0.1}
-    pairs["fit time"] = (
-        predict(fit_time, fitted.tolist(), alphas=(1.0, 3.0), **close),
-        theory.fit_time(
-            jnp.asarray(fitted[None], dtype), alpha=jnp.asarray([[1.0], [3.0]], dtype), **options, **close
-        ),
-    )
-    small = {"scale": 0.01, "tolerance": 0.3}
-    pairs["fit time of small ε"] = (
-        [float(modes.leading_fit_time(t, depth=assumed, **small)) for t in (2.0, 0.5)],
-        theory.fit_time_small_scale(jnp.asarray([2.0, 0.5], dtype), depth=depth, **small)
-        + jnp.zeros(2, dtype),  # one number for all targets where L = 1
-    )
+    history = [[modes.mode_descent(t, alpha=a, **own, **step)[::7] for t in TARGETS] for a in ALPHAS]
+    by_record = np.moveaxis(np.array(history), -1, 0)
+    walk = {"record_every": 7, **options, **step}
+    pairs["descent"] = by_record, theory.mode_descent(given, alpha=alpha, **walk)
+    pairs["descent, α = 1"] = by_record[:, [1, 1, 1]], theory.mode_descent(given, **walk)
     return pairs
 
 
@@ -147,14 +143,15 @@ def stability_formulas(setting: Setting, /, *, extra_depth=0) -> Evidence:
         cycles = [two_cycle(top, depth=assumed, learning_rate=float(rate)) for rate in rates]
         found = theory.two_cycle(cast(top), depth=depth, learning_rate=cast(rates))
         pairs[f"two-cycle, L = {depth}"] = np.array(cycles, float).T, jnp.stack(found)
-    targets, fit = (1.7, 0.6), {"scale": 0.3, "tolerance": 0.05}
-    for alpha in (1.0, 3.0):
-        counts = [
-            float(fit_time(t, depth=3 + extra_depth, alpha=alpha, **fit)) * sharpness[3, alpha] / 1.5
-            for t in targets
-        ]
-        found = theory.explicit_steps(cast(targets), depth=3, alpha=alpha, step_rate=1.5, **fit)
-        pairs[f"explicit steps, α = {alpha:g}"] = counts, found
+    targets, fit = (1.7, 0.6, 0.3, 0.2), {"scale": 0.3, "tolerance": 0.05}
+    counts = [
+        [float(fit_time(t, depth=3 + extra_depth, alpha=a, **fit)) * sharpness[3, a] / 1.5 for t in targets]
+        for a in ALPHAS
+    ]
+    stack, alphas = cast(np.tile(targets, (3, 1))), cast(ALPHAS)[:, None]
+    pairs["explicit steps"] = counts, theory.explicit_steps(stack, depth=3, alpha=alphas, step_rate=1.5, **fit)
+    plain = np.multiply([counts[1]] * 3, 1.5)
+    pairs["explicit steps, α = 1"] = plain, theory.explicit_steps(stack, depth=3, **fit)
     three = [3.0, 2.0, 0.5]
     pairs["plateaus"] = np.array(modes.plateaus(three), float), theory.plateau_losses(cast(three))
     factors = np.array([[1.1, 0.7, 1.3], [0.4, 2.0, 0.9]])
