@@ -16,8 +16,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
-from scipy.optimize import brentq
-from scipy.special import expi
 
 import lowdim_jax as ld
 from figures import style
@@ -46,9 +44,9 @@ def compute(settings: Settings) -> Arrays:
             f"L{depth}_original": np.array(original),
             f"L{depth}_compressed": np.array(compressed),
             f"L{depth}_ratio": np.array(original) / np.array(compressed),
-            f"L{depth}_predicted": np.array(predicted_ratio(depth)),
+            f"L{depth}_predicted": np.array(ld.theory.escape_ratio(depth)),
         }
-    return {**arrays, "limit": np.array(brentq(lambda ratio: expi(np.log(ratio)), 1.1, 2.0))}
+    return {**arrays, "limit": np.array(ld.theory.escape_ratio(np.inf))}
 
 
 def compressed_half_time(*, depth: int, scale: float) -> float:
@@ -84,18 +82,6 @@ def _itself(weights: Any) -> Any:
     return weights
 
 
-def predicted_ratio(depth: int) -> float:
-    """`κ_L` of docs/theory.md 3.7."""
-    powers = np.arange(2 - depth % 2, depth - 1, 2)
-
-    def condition(k: float) -> float:
-        series = np.sum(k**powers / powers)
-        return (np.arctanh(1 / k) if depth % 2 else -np.log(k**2 - 1) / 2) - series
-
-    root = brentq(condition, 1 + 1e-9, 2.0, xtol=1e-15)
-    return float(np.asarray(root)) ** (depth - 2)
-
-
 def plot(arrays: Arrays, settings: Settings) -> Figure:
     """The ratio against depth, and how it is approached as `ε` falls."""
     depths = [int(key) for key in settings["scales"]]
@@ -112,7 +98,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         textcoords="offset points",
         ha="right",
     )
-    ratio.plot(many, [predicted_ratio(int(depth)) for depth in many], **style.PREDICTED, marker="x")
+    ratio.plot(many, [ld.theory.escape_ratio(int(depth)) for depth in many], **style.PREDICTED, marker="x")
     for depth in depths:
         found = arrays[f"L{depth}_ratio"][-1]
         ratio.plot(depth, found, "o", color=colours[depth], markersize=8, zorder=1.5)

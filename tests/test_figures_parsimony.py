@@ -102,13 +102,6 @@ def test_the_limit_of_fit_times_is_that_of_single_components(made, x64):
         np.testing.assert_allclose(time, limit, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("depth", "ratio"), [(3, 1.199679), (4, 1.278465), (5, 1.320003), (6, 1.345540), (10, 1.391934)]
-)
-def test_predicted_escape_ratios_are_those_of_the_theory(depth, ratio):
-    assert escape_ratio.predicted_ratio(depth) == pytest.approx(ratio, abs=1e-6)
-
-
 def test_escape_ratios_converge_to_the_prediction_as_the_scale_falls(made):
     arrays, _ = made["escape_ratio"]
     assert arrays["limit"] == pytest.approx(1.451369, abs=1e-6)

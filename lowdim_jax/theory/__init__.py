@@ -1,8 +1,9 @@
 """Predictions in closed form, as functions of scalars and arrays; numbered as in docs/theory.md.
 
-`modes` (2): singular values of the compressed network. `two_layers` (2.7): whole networks of two layers.
-`conservation` (4): what the flow keeps. `stability` (5): sharpness, the largest stable learning rate, the
-two-cycle beyond it.
+`noise` (1.7): accuracy of the surrogate. `modes` (2): singular values of the compressed network.
+`two_layers` (2.7): whole networks of two layers. `original` (3): the original network's bulk, and how long it
+waits. `conservation` (4): what the flow keeps. `stability` (5): sharpness, the largest stable learning rate,
+the two-cycle beyond it.
 """
 
 from lowdim_jax.theory.conservation import balance_step, singular_value_rate
@@ -14,11 +15,14 @@ from lowdim_jax.theory.modes import (
     mode_trajectory,
     plateau_losses,
 )
+from lowdim_jax.theory.noise import surrogate_angle
+from lowdim_jax.theory.original import bulk_descent, escape_delay, escape_ratio
 from lowdim_jax.theory.stability import (
     explicit_steps,
     first_sign_change,
     max_learning_rate,
     sharpness,
+    training_sharpness,
     two_cycle,
     two_cycle_limit,
 )
@@ -27,6 +31,9 @@ from lowdim_jax.theory.two_layers import TwoLayerFlow, tangent_kernel, two_layer
 __all__ = [
     "TwoLayerFlow",
     "balance_step",
+    "bulk_descent",
+    "escape_delay",
+    "escape_ratio",
     "explicit_steps",
     "first_sign_change",
     "fit_time",
@@ -38,7 +45,9 @@ __all__ = [
     "plateau_losses",
     "sharpness",
     "singular_value_rate",
+    "surrogate_angle",
     "tangent_kernel",
+    "training_sharpness",
     "two_cycle",
     "two_cycle_limit",
     "two_layer_flow",

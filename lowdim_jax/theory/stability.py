@@ -31,6 +31,39 @@ def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float
     return as_array(depth * top ** (2 - 2 / depth) * alpha ** min(1.0, 2 / depth))
 
 
+def training_sharpness(
+    value: ArrayLike, target: ArrayLike, /, *, depth: int
+) -> Float[Array, "..."]:
+    """Sharpness while component 1 has singular value `value`, `L σ^{2−2/L} − (L−1)(σ* − σ) σ^{1−2/L}`.
+
+    The top eigenvalue of a balanced mode's Hessian off its minimum (docs/theory.md 5.1), once the first
+    term outweighs the second, as it does from most of the rise on. At `σ = σ*` it is `sharpness`.
+
+    Parameters
+    ----------
+    value, target
+        `σ ≥ 0` and `σ* ≥ 0`; they broadcast against each other.
+    depth
+        `L ≥ 2`.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Examples
+    --------
+    >>> float(training_sharpness(1.0, 4.0, depth=2)), float(training_sharpness(4.0, 4.0, depth=2))
+    (-1.0, 8.0)
+    """
+    check_integer("depth", depth, least=2)
+    check("value", value, lambda v: v >= 0, "at least 0")
+    check("target", target, lambda v: v >= 0, "at least 0")
+    value, target = broadcast(value, target)
+    rank_one = depth * value ** (2 - 2 / depth)
+    return rank_one - (depth - 1) * (target - value) * value ** (1 - 2 / depth)
+
+
 def max_learning_rate(
     top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:

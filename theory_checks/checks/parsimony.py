@@ -135,10 +135,9 @@ def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05) -> Ev
     starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
     rule = _descent(rate, weight_decay=decay)
     history = np.asarray(per_seed(_histories, setting, {"rule": rule}, starts=starts))
-    rho = [SCALE]
-    for _ in range(STEPS):
-        rho.append(rho[-1] * (1 - rate * decay - rate * rho[-1] ** (2 * DEPTH - 2)))
-    rho = np.array(rho[::EVERY])
+    rates = {"learning_rate": rate, "weight_decay": decay}
+    start = jnp.asarray(SCALE, setting.dtype)
+    rho = np.asarray(ld.theory.bulk_descent(start, depth=DEPTH, steps=STEPS, **rates))[::EVERY]
 
     singular = np.linalg.svd(history, compute_uv=False)
     distance = np.sort(np.abs(singular - rho[None, :, None, None]), axis=-1)
@@ -338,18 +337,18 @@ def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
 )
 def escape_ratio(setting: Setting, /, *, overlap=0.0) -> Evidence:
     sigma = 2.0
-    ratios = {3: (1.199679, 3e-3), 4: (1.278465, 0.03)}
+    scales = {2: 1e-3, 3: 3e-3, 4: 0.03}
     measured, predicted, errors = {}, {}, []
-    for depth, scale in ((2, 1e-3), *((depth, scale) for depth, (_, scale) in ratios.items())):
+    for depth, scale in scales.items():
         original_time, compressed_time = (
             _half_time(setting, depth, scale, sigma, cosine) for cosine in (overlap, 1.0)
         )
         if depth == 2:
             name, value = "delay at L = 2", original_time - compressed_time
-            expected = np.log(2) / (2 * sigma)
+            expected = float(ld.theory.escape_delay(sigma))
         else:
             name, value = f"κ_{depth}", original_time / compressed_time
-            expected = ratios[depth][0]
+            expected = ld.theory.escape_ratio(depth)
         measured[name], predicted[name] = value, expected
         errors.append(abs(value / expected - 1))
     return Evidence(

@@ -141,18 +141,14 @@ def _surrogate_sines(_, key, *, swap, data, dtype):
         d, problem_of = (12, _sensing) if problem == "sensing" else (40, _completion)
         target = ld.random_target(jax.random.fold_in(key, d), (d, d), sigma)
         seen = _this_or_another(target, key, swap)
-        outside = 1 - jnp.sum(target.left**2, axis=1)
         for size in sizes:
             def square(key, target=target, seen=seen, size=size, problem_of=problem_of):
                 left = jnp.linalg.svd(problem_of(seen, key, size).surrogate_matrix())[0][:, : len(sigma)]
                 return jnp.sum(jnp.sin(ld.linalg.subspace_angles(left, target.left)) ** 2)
 
-            variance = target.dense() ** 2 * (1 - size) / size  # of an entry seen with probability `size`
-            if problem == "sensing":
-                variance = jnp.full((d, d), jnp.sum(sigma**2) / size)
             mean = jnp.mean(jax.lax.map(square, jax.random.split(key, DRAWS)))
-            expected = jnp.sum((outside @ variance @ target.right**2) / target.singular_values**2)
-            pairs.append(jnp.sqrt(jnp.stack([mean, expected])))
+            known = {"measurements" if problem == "sensing" else "observed": size}
+            pairs.append(jnp.stack([jnp.sqrt(mean), ld.theory.surrogate_angle(target, **known)]))
     return jnp.stack(pairs)
 
 

@@ -138,9 +138,7 @@ def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidenc
         )
     )
     goal = np.asarray(setting.targets.singular_values)[:, :1]
-    power = 1 / assumed_depth
-    residual = (assumed_depth - 1) * (goal - top) * top ** (1 - 2 * power)
-    predicted = assumed_depth * top ** (2 - 2 * power) - residual
+    predicted = np.asarray(theory.training_sharpness(np.maximum(top, 0), goal, depth=assumed_depth))
     risen = top >= 0.9 * goal
     gaps = np.where(risen, np.abs(sharp - predicted), 0) / np.max(predicted, axis=1, keepdims=True)
     return Evidence(
