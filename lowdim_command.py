@@ -64,11 +64,18 @@ def run(parser: Parser, argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"{parser.prog}: error: {_one_line(_said(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _said(error: Exception) -> str:
+    """A message; that of the system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename!r}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _one_line(text: str) -> str:
@@ -114,8 +121,9 @@ def require_writable(folder: Path, option: str = "--out") -> None:
 def replace_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Temporary names to write to, which take the place of `paths` once all are written.
 
-    No reader ever sees half a file. If anything fails, the files that were there stay, and nothing
-    temporary is left. Suffixes are kept, as some writers add one that is missing.
+    No reader ever sees half a file, nor does the disk keep one through a power cut. If anything fails, the
+    files that were there stay, and nothing temporary is left. Suffixes are kept, as some writers add one that
+    is missing.
 
     >>> from pathlib import Path; from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -127,6 +135,9 @@ def replace_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     temporary = tuple(path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in paths)
     try:
         yield temporary
+        for new in temporary:
+            with new.open("rb") as file:
+                os.fsync(file.fileno())
         for new, path in zip(temporary, paths, strict=True):
             new.replace(path)
     finally:

@@ -1,0 +1,117 @@
+"""The four command lines behave alike, and what they write appears whole or not at all."""
+
+import subprocess
+import sys
+
+import pytest
+
+import figures.__main__
+import lowdim_command
+import lowdim_jax.distributed.command
+import lowdim_jax.ratings.command
+import theory_checks.cli
+
+MAINS = {
+    "theory-checks": theory_checks.cli.main,
+    "figures": figures.__main__.main,
+    "lowdim-ratings": lowdim_jax.ratings.command.main,
+    "lowdim_jax.distributed": lowdim_jax.distributed.command.main,
+}
+BAD = {
+    "theory-checks": ["run", "--seeds", "0"],
+    "figures": ["make", "alignment", "--size", "q"],
+    "lowdim-ratings": ["fit", "none", "--seed", "q"],
+    "lowdim_jax.distributed": ["train", "data", "run", "--rank", "q"],
+}
+
+
+def refused(capsys, prog, arguments):
+    """The command ends with code 2 and one sentence, without usage."""
+    assert MAINS[prog](arguments) == 2
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert error.startswith(f"{prog}: error: ")
+    assert error.count("\n") == 1
+    assert "usage" not in error
+    return error
+
+
+@pytest.mark.parametrize("prog", MAINS)
+def test_bad_values_and_unknown_commands_and_options_are_refused_in_one_sentence(prog, capsys):
+    assert BAD[prog][-1] in refused(capsys, prog, BAD[prog])
+    assert "walk" in refused(capsys, prog, ["walk"])
+    good = "small" if prog == "figures" else "1"
+    assert "--nothing" in refused(capsys, prog, [*BAD[prog][:-1], good, "--nothing"])
+
+
+@pytest.mark.parametrize("prog", MAINS)
+def test_every_command_says_its_version(prog, capsys):
+    with pytest.raises(SystemExit) as stop:
+        MAINS[prog](["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"{prog} of lowdim-jax ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("a\nb"), 2, "prog: error: a b\n"),
+        (FileNotFoundError(2, "Not there", "x"), 2, "prog: error: 'x': Not there\n"),
+        (OSError(28, "No space left on device"), 2, "prog: error: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "prog: interrupted\n"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_code(error, code, said, capsys):
+    def fail(arguments):
+        raise error
+
+    parser = lowdim_command.new_parser("prog", "")
+    parser.set_defaults(command=fail)
+    assert lowdim_command.run(parser, []) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly():
+    program = (
+        "import sys, lowdim_command as c; p = c.new_parser('prog', '');"
+        "p.set_defaults(command=lambda _: [print('line ' * 100) for _ in range(10000)] and 0);"
+        "sys.exit(c.run(p, []))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == lowdim_command.BROKEN_PIPE
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_files_are_replaced_together_or_not_at_all(tmp_path, written):
+    paths = tmp_path / "a.npz", tmp_path / "b.csv"
+    for path in paths:
+        path.write_text("old")
+
+    def fail():
+        with lowdim_command.replace_files(*paths) as temporary:
+            for path in temporary[:written]:
+                path.write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.npz": "old", "b.csv": "old"}
+    with lowdim_command.replace_files(*paths) as (a, b):
+        assert (a.suffix, b.suffix) == (".npz", ".csv")
+        a.write_text("new")
+        b.write_text("new")
+        assert paths[0].read_text() == "old"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.npz": "new", "b.csv": "new"}
+
+
+def test_nothing_is_replaced_by_what_was_not_written(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), lowdim_command.replace_files(path):
+        pass
+    assert path.read_text() == "old"
