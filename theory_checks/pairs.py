@@ -1,4 +1,4 @@
-"""Evidence from many pairs of a predicted and a measured value, all of them compared and printed."""
+"""Evidence from many pairs of a predicted and a measured value, all of them compared."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 
 from theory_checks.registry import Evidence
+
+
+SHOWN = 8
+"""Pairs printed: those that differ most."""
 
 
 def gap(predicted: Any, measured: Any) -> float:
@@ -30,12 +34,13 @@ def evidence_of(
 ) -> Evidence:
     """Evidence that every measured value, `pairs[name][1]`, is the predicted one, `pairs[name][0]`."""
     gaps = {name: gap(*pair) for name, pair in pairs.items()}
-    worst = max(gaps.values()) if not np.isnan(list(gaps.values())).any() else np.nan
+    gaps = {name: np.inf if np.isnan(value) else value for name, value in gaps.items()}
+    shown = sorted(gaps, key=gaps.__getitem__, reverse=True)[:SHOWN]
     return Evidence(
-        errors=np.array([worst]),
+        errors=np.array([gaps[shown[0]]]),
         tolerance=tolerance,
         reason=reason,
         quantity=f"{quantity}, the worst of {len(gaps)}",
         predicted={"difference": 0},
-        measured=gaps,
+        measured={name: gaps[name] for name in shown},
     )

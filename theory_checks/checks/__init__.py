@@ -10,6 +10,7 @@ from theory_checks.checks import (
     parsimony,
     precision,
     recovery,
+    solvers,
     stability,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "parsimony",
     "precision",
     "recovery",
+    "solvers",
     "stability",
 ]

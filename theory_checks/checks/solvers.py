@@ -1,0 +1,384 @@
+"""Losses, gradients, optimizers and solvers of the library against loops of NumPy, on small matrices."""
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lowdim_jax as ld
+from lowdim_jax.flow import gradient_flow
+from lowdim_jax.trajectory import Status
+from theory_checks.pairs import evidence_of
+from theory_checks.reference import networks
+from theory_checks.reference.random_matrices import haar
+from theory_checks.registry import Evidence, check
+from theory_checks.runs import keep
+from theory_checks.setting import Setting
+
+SHAPE = (4, 5)
+SIGMA = (2.0, 1.2)
+STEPS, EVERY = 23, 5
+RATE = 0.05
+
+
+@cache
+def _data() -> dict[str, np.ndarray]:
+    """A target of rank two, a mask, measurements and labels that no matrix fits."""
+    rng = np.random.default_rng(0)
+    left, right = haar(rng, SHAPE[0], 2), haar(rng, SHAPE[1], 2)
+    return {
+        "left": left, "right": right, "target": left * SIGMA @ right.T,
+        "mask": rng.random(SHAPE) < 0.6, "stack": rng.standard_normal((7, *SHAPE)),
+        "labels": rng.standard_normal(7),
+    }  # fmt: skip
+
+
+@cache
+def _weights(*widths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(len(widths))
+    return [rng.standard_normal((b, a)) / max(a, b) ** 0.5 for a, b in pairwise(widths)]
+
+
+def _cast(setting: Setting, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, setting.dtype), tree)
+
+
+def _problems(setting: Setting, *, transposed: bool = False) -> dict[str, tuple[Any, networks.MatrixLoss]]:
+    """Every problem of the library, and the same of the reference."""
+    data = dict(_data())
+    if transposed:
+        data["left"], data["right"] = data["right"], data["left"]
+        data |= {"target": data["target"].T, "mask": data["mask"].T, "stack": data["stack"].swapaxes(1, 2)}
+    target, mask, stack, labels = (data[name] for name in ("target", "mask", "stack", "labels"))
+    shape = target.shape
+    rows, columns = np.nonzero(mask)
+    values = target[rows, columns]
+    measured = np.einsum("mij,ij->m", stack, target)
+    mean_curvature = np.sum(stack**2) / target.size
+    left, right, sigma, dense, matrices, given = _cast(
+        setting, (data["left"], data["right"], SIGMA, target, stack, labels)
+    )
+    sigma, flat = jnp.stack(sigma), matrices.reshape(len(stack), -1)
+    skewed = 2 * left, sigma / 2, right  # columns of a factored target need not be of length one
+    apply, adjoint = (lambda matrix: flat @ matrix.ravel()), (lambda y: (y @ flat).reshape(shape))
+    twice = [np.append(part, part[:2]) for part in (rows, columns)]
+    both = np.append(values, values[:2] + 0.5)  # two entries are given twice, and count once, as their mean
+    means = values + 0.25 * (np.arange(len(values)) < 2)
+    truth = ld.LowRank(left, sigma, right)
+    seen = {"shape": shape, "truth": truth}
+    return {
+        "dense target": (ld.factorization(dense), networks.factorization(target)),
+        "factored target": (ld.factorization(skewed), networks.factorization(target)),
+        "sensing": (
+            ld.sensing(matrices, given, truth=dense), networks.sensing(stack, labels, mean_curvature)
+        ),
+        "sensing of a truth": (
+            ld.sensing(matrices, truth=truth, curvature=1.3), networks.sensing(stack, measured, 1.3)
+        ),
+        "sensing by functions": (
+            ld.sensing((apply, adjoint), given, shape=shape, truth=truth, curvature=2.0),
+            networks.sensing(stack, labels, 2.0),
+        ),
+        "completion": (ld.completion(dense, mask, truth=dense), networks.completion(target, mask)),
+        "observed entries": (
+            ld.observed_completion(rows, columns, np.asarray(values, setting.dtype), **seen),
+            networks.observed(rows, columns, values, shape),
+        ),
+        "observed entries, some twice": (
+            ld.observed_completion(*twice, np.asarray(both, setting.dtype), duplicates="mean", **seen),
+            networks.observed(rows, columns, means, shape),
+        ),
+    }  # fmt: skip
+
+
+@jax.jit
+def _losses(problems, chains):
+    """Loss, gradients and recovery error of every problem at each of its networks."""
+
+    def at(problem, weights):
+        return *jax.value_and_grad(problem.loss)(weights), problem.recovery_error(weights)
+
+    pairs = zip(problems, chains, strict=True)
+    return [[at(problem, weights) for weights in nets] for problem, nets in pairs]
+
+
+@check(
+    "losses-and-gradients",
+    claim="Losses, gradients of every layer, recovery errors, surrogates and noise levels of factorization, "
+    "sensing and completion, dense, factored and by entries, are those of loops over entries.",
+    source="1.3, 1.7",
+    controls={"the loss of a target twice as large": {"factor": 2.0}},
+    any_target=False,
+    rests_on=("reference", "library"),
+)
+def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
+    pairs = {}
+    for transposed in (False, True):
+        d_out, d_in = SHAPE[::-1] if transposed else SHAPE
+        problems = _problems(setting, transposed=transposed)
+        chains = []
+        for name in problems:
+            several = [(d_in, 3, d_out), (d_in, 2, 6, d_out)]
+            if not name.startswith("observed"):
+                several[0] = (d_in, d_out)
+            chains.append([_weights(*widths) for widths in (several[:1] if transposed else several)])
+        cast = [[tuple(_cast(setting, weights)) for weights in nets] for nets in chains]
+        found = _losses([problem for problem, _ in problems.values()], cast)
+        for (name, (problem, exact)), nets, results in zip(problems.items(), chains, found, strict=True):
+            for weights, (loss, gradients, error) in zip(nets, results, strict=True):
+                label = f"{name}, {d_out} × {d_in}, L = {len(weights)}"
+                value, slopes = networks.loss_and_gradients(exact, [factor * weights[0], *weights[1:]])
+                truth = _data()["target"].T if transposed else _data()["target"]
+                pairs[f"loss, {label}"] = value, loss
+                for layer, pair in enumerate(zip(slopes, gradients, strict=True), 1):
+                    pairs[f"gradient of layer {layer}, {label}"] = pair
+                pairs[f"recovery error, {label}"] = networks.relative_error(weights, truth), error
+            pairs |= {
+                f"{what}, {name}, {d_out} × {d_in}": pair for what, pair in _about(problem, exact).items()
+            }
+    return evidence_of(
+        pairs,
+        tolerance=setting.rounding(20),
+        reason="rounding of sums over some twenty entries",
+        quantity="largest difference relative to the largest entry predicted",
+    )
+
+
+def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
+    """What a problem says of its surrogate, beside what its gradient at zero says."""
+    _, slope = exact(np.zeros(problem.shape))
+    left, sigma, right = np.linalg.svd(-slope, full_matrices=False)
+    parts, leading = problem.surrogate(), problem.surrogate(1)
+    count = len(parts.singular_values)
+    pairs = {
+        "surrogate": (-slope, parts.dense()),
+        "singular values": (sigma[:count], parts.singular_values),
+        "leading component": (sigma[0] * np.outer(left[:, 0], right[0]), leading.dense()),
+        "largest rate": (2 / (3 * sigma[0] ** (4 / 3) * 2 ** (2 / 3)),
+                         ld.max_learning_rate(problem, depth=3, alpha=2.0)),
+        "top value": (sigma[0], ld.problems.top_singular_value(problem)),
+    }  # fmt: skip
+    lengths = sum(size**-0.5 for size in problem.shape)
+    if isinstance(problem, ld.problems.Sensing):
+        labels, curvature = np.asarray(problem.labels, float), float(problem.curvature)
+        energy = np.sum(labels**2) / curvature * np.prod(problem.shape) / len(labels)
+        pairs["noise level"] = energy**0.5 * lengths, problem.surrogate_error()
+    if hasattr(problem, "fraction"):
+        fraction = np.mean(slope != 0)
+        energy = np.sum((slope * fraction) ** 2) * (1 - fraction)
+        pairs["fraction"] = fraction, problem.fraction
+        pairs["noise level"] = energy**0.5 / fraction * lengths, problem.surrogate_error()
+    if hasattr(problem, "triplets"):
+        rows, columns, values = problem.triplets()
+        pairs["triplets"] = np.argwhere(slope != 0), np.stack([rows, columns], axis=1)
+        pairs["values"] = -(slope * np.mean(slope != 0))[slope != 0], values
+        kept, held = problem.split(0.3, seed=1)
+        counts = np.mean(slope != 0) * slope.size
+        pairs["split"] = [counts - round(0.3 * counts), round(0.3 * counts)], [kept.count, held.count]
+        together = np.zeros(problem.shape)
+        for part in (kept, held):
+            rows, columns, values = part.triplets()
+            together[rows, columns] += values
+        pairs["parts together"] = -slope * np.mean(slope != 0), together
+    return pairs
+
+
+CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "plain": ("dense target", (5, 4), {}),
+    "α": ("factored target", (5, 3, 3, 2, 4), {"alpha": 3.0}),
+    "momentum": ("sensing", (5, 3, 4), {"momentum": 0.7}),
+    "Nesterov": ("completion", (5, 3, 3, 4), {"momentum": 0.7, "nesterov": True}),
+    "weight decay": ("observed entries", (5, 3, 3, 4), {"weight_decay": 0.3, "alpha": 0.5}),
+    "all of them": (
+        "dense target", (5, 4, 4, 4), {"alpha": 2.0, "momentum": 0.6, "nesterov": True, "weight_decay": 0.2}
+    ),
+}  # fmt: skip
+"""Optimizers, the problem and the widths that each is tried on, and its numbers."""
+OPTAX: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "Adam": ("dense target", (5, 3, 4), {}),
+    "by role": ("completion", (5, 3, 3, 4), {"alpha": 2.0}),
+}
+"""The same for optimizers that are optax's."""
+
+
+@jax.jit
+def _train(problems, starts, rules):
+    """A run of every rule of `GradientDescent`, of Adam and of an optimizer by role."""
+    adam, roles = optax.adam(RATE), ld.by_role(optax.sgd(2 * RATE), optax.sgd(RATE))
+    return [
+        ld.gradient_descent(
+            problem, weights, {"Adam": adam, "by role": roles}.get(name, rules.get(name)), steps=STEPS,
+            record_every=EVERY, observe=keep,
+        )
+        for name, problem, weights in zip(CASES | OPTAX, problems, starts, strict=True)
+    ]  # fmt: skip
+
+
+@check(
+    "library-descent",
+    claim="Gradient descent with every optimizer of the library, on every problem, gives in every layer the "
+    "weights of a loop in NumPy: L = 1 … 4, rates of the layers, momentum, Nesterov's, weight decay, Adam; "
+    "its records, its early end and a resumed run, and sweeps.",
+    source="1.4, 3.2",
+    controls={
+        "momentum left out": {"without": "momentum"},
+        "α left out": {"without": "alpha"},
+        "Nesterov's step left out": {"without": "nesterov"},
+        "weight decay left out": {"without": "weight_decay"},
+    },
+    any_target=False,
+    rests_on=("reference", "library"),
+)
+def library_descent(setting: Setting, /, *, without="") -> Evidence:
+    found = _trained(setting)
+    problems = _problems(setting)
+    pairs: dict[str, Any] = {}
+    records = [*range(0, STEPS, EVERY), STEPS]
+    for (name, (problem, widths, numbers)), run in zip((CASES | OPTAX).items(), found, strict=True):
+        kept = {key: value for key, value in numbers.items() if key != without}
+        if "weight_decay" in kept:
+            kept["decay"] = kept.pop("weight_decay")
+        exact = problems[problem][1]
+        train = networks.adam if name == "Adam" else networks.descent
+        history = train(exact, _weights(*widths), rate=RATE, steps=STEPS, **kept)
+        losses = [networks.loss_and_gradients(exact, history[step])[0] for step in records]
+        pairs[f"steps, {name}"] = records, run.steps
+        pairs[f"losses, {name}"] = losses, run.losses
+        for layer in range(len(widths) - 1):
+            pairs[f"layer {layer + 1}, {name}"] = (
+                np.array([history[step][layer] for step in records]), run.observed[layer]
+            )  # fmt: skip
+        pairs[f"last weights, {name}"] = history[-1][-1], run.weights[-1]
+        counts = [len(records), STEPS, Status.COMPLETED]
+        pairs[f"counts, {name}"] = counts, [run.count, run.num_steps, run.status]
+    if not without:
+        pairs |= _ends(setting) | _sweeps(setting)
+    return evidence_of(
+        pairs,
+        tolerance=setting.rounding(STEPS),
+        reason=f"rounding of {STEPS} steps",
+        quantity="largest difference relative to the largest entry predicted",
+    )
+
+
+@cache
+def _trained(setting: Setting) -> list:
+    problems = _problems(setting)
+    cases = (CASES | OPTAX).values()
+    rules = {name: ld.GradientDescent(RATE, **numbers) for name, (_, _, numbers) in CASES.items()}
+    starts = [tuple(_cast(setting, _weights(*widths))) for _, widths, _ in cases]
+    return _train([problems[name][0] for name, _, _ in cases], starts, rules)
+
+
+def _ends(setting: Setting) -> dict[str, Any]:
+    """A run that ends early, and one that is stopped by its callback and resumed."""
+    problem, exact = _problems(setting)["dense target"]
+    weights = tuple(_cast(setting, _weights(5, 3, 4)))
+    history = networks.descent(exact, _weights(5, 3, 4), rate=RATE, steps=STEPS)
+    losses = np.array([networks.loss_and_gradients(exact, network)[0] for network in history])
+    settings = {"steps": STEPS, "record_every": EVERY}
+    rule = ld.GradientDescent(RATE)
+    goal = float(losses[12] + losses[13]) / 2
+    early = ld.gradient_descent(problem, weights, rule, tolerance=goal, **settings)
+    called = []
+
+    def stop(state):
+        called.append(state)
+        return True
+
+    chunk = {"callback_every": 2 * EVERY - 1}  # rounded up to a record
+    first = ld.gradient_descent(problem, weights, rule, callback=stop, **chunk, **settings)
+    whole = ld.gradient_descent(problem, called[0], rule, **settings)
+    stopped = [first.status, first.num_steps, called[0].step]
+    return {
+        "steps of a run that ends early": ([0, 5, 10, 15], early.steps),
+        "losses of a run that ends early": (losses[[0, 5, 10, 15]], early.losses),
+        "end of a run that ends early": ([Status.REACHED_TOLERANCE, 15], [early.status, early.num_steps]),
+        "end of a run that is stopped": ([Status.STOPPED, 10, 10], stopped),
+        "weights of a resumed run": (history[-1][0], whole.weights[0]),
+        "steps of a resumed run": ([10, 15, 20, 23], whole.steps),
+        "losses of a resumed run": (losses[[10, 15, 20, 23]], whole.losses),
+    }
+
+
+def _sweeps(setting: Setting) -> dict[str, Any]:
+    """Runs of three rates, one after the other and two at a time."""
+    problem, exact = _problems(setting)["dense target"]
+    start = _weights(5, 3, 4)
+    rates = (0.03, 0.08, 0.05)
+    histories = [networks.descent(exact, start, rate=rate, steps=STEPS) for rate in rates]
+    losses = np.array([[networks.loss_and_gradients(exact, net)[0] for net in run] for run in histories])
+    goal = float(losses[2, 14] + losses[2, 15]) / 2
+    ends = [int(np.argmax(row <= goal)) if np.any(row <= goal) else STEPS for row in losses]
+    stacked = tuple(_cast(setting, [np.stack([layer] * len(rates)) for layer in start]))
+    pairs = {}
+    for lanes in (1, 2):
+        swept = ld.sweep(
+            problem, stacked, ld.GradientDescent(jnp.asarray(rates, setting.dtype)), steps=STEPS,
+            tolerance=goal, lanes=lanes, check_every=4,
+        )  # fmt: skip
+        pairs[f"steps of a sweep, {lanes} at a time"] = ends, swept.steps
+        pairs[f"losses of a sweep, {lanes} at a time"] = losses[range(len(ends)), ends], swept.losses
+        last = np.array([history[end][0] for history, end in zip(histories, ends, strict=True)])
+        pairs[f"weights of a sweep, {lanes} at a time"] = last, swept.weights[0]
+    return pairs
+
+
+@check(
+    "flow-solvers",
+    claim="The explicit and the implicit solver follow the gradient flow that SciPy's solver follows, with "
+    "outer rate α, for known matrices and for observed entries.",
+    source="2.5, 2.6, 4.1",
+    controls={"α left out": {"alpha": 1.0}},
+    any_target=False,
+    rests_on=("reference", "library"),
+)
+def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
+    pairs: dict[str, Any] = {}
+    times = np.array([0.4, 1.5, 5.0])
+    cases = {
+        "explicit": ("dense target", (5, 3, 3, 4)),
+        "implicit": ("dense target", (5, 3, 3, 4)),
+        "auto": ("observed entries", (5, 3, 4)),
+    }
+    problems = _problems(setting)
+    for solver, (name, widths) in cases.items():
+        _, exact = problems[name]
+        run = _flow(setting, solver, name, widths)
+        history = _exact_flow(name, widths, alpha, tuple(times.tolist()))
+        pairs[f"times, {solver}"] = times, run.times
+        pairs[f"losses, {solver}"] = (
+            [networks.loss_and_gradients(exact, network)[0] for network in history], run.losses
+        )  # fmt: skip
+        for layer, measured in enumerate(run.observed):
+            pairs[f"layer {layer + 1}, {solver}"] = np.array([net[layer] for net in history]), measured
+        pairs[f"last weights, {solver}"] = history[-1][0], run.weights[0]
+        pairs[f"status, {solver}"] = Status.COMPLETED, run.status
+    return evidence_of(
+        pairs,
+        tolerance=setting.integration(1e-9),
+        reason="ODE solver's error per step, over some hundred steps",
+        quantity="largest difference relative to the largest entry predicted",
+    )
+
+
+@cache
+def _flow(setting: Setting, solver: Any, name: str, widths: tuple[int, ...]):
+    weights = tuple(_cast(setting, _weights(*widths)))
+    return gradient_flow(
+        _problems(setting)[name][0], weights, jnp.asarray([0.4, 1.5, 5.0], setting.dtype), alpha=2.0,
+        solver=solver, rtol=setting.solver_tolerance(1e-9), observe=keep,
+    )  # fmt: skip
+
+
+@cache
+def _exact_flow(name: str, widths: tuple[int, ...], alpha: float, times: tuple[float, ...]):
+    data = _data()
+    problem = networks.factorization(data["target"])
+    if name == "observed entries":
+        problem = networks.completion(data["target"], data["mask"])
+    return networks.flow(problem, _weights(*widths), times, alpha=alpha)
