@@ -7,7 +7,6 @@ import numpy as np
 
 from theory_checks.registry import Evidence
 
-
 SHOWN = 8
 """Pairs printed: those that differ most."""
 

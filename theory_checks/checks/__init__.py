@@ -5,6 +5,7 @@ from theory_checks.checks import (
     compression,
     conservation,
     incremental,
+    measurements,
     modes,
     nonlinear,
     parsimony,
@@ -12,6 +13,7 @@ from theory_checks.checks import (
     recovery,
     solvers,
     stability,
+    starts,
 )
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "compression",
     "conservation",
     "incremental",
+    "measurements",
     "modes",
     "nonlinear",
     "parsimony",
@@ -26,4 +29,5 @@ __all__ = [
     "recovery",
     "solvers",
     "stability",
+    "starts",
 ]
