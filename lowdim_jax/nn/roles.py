@@ -38,6 +38,15 @@ def partition(
     ------
     ValueError
         If, later, it is applied to parameters that the model does not have.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> import optax
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nn.CompressedLinear(6, 5, rank=2, rngs=nnx.Rngs(0)))
+    >>> optimizer = nn.partition(model, outer=optax.sgd(0.5), middle=optax.sgd(0.1), other=optax.sgd(0.1))
+    >>> _ = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
     """
     role_of = parameter_roles(model)
 
@@ -54,12 +63,21 @@ def partition(
 
 
 def parameter_roles(model: nnx.Module, /) -> dict[tuple, str]:
-    """Role of every parameter of a model by its path: `"outer"`, `"middle"` or `"other"`."""
+    """Role of every parameter of a model by its path: `"outer"`, `"middle"` or `"other"`.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nn.CompressedLinear(6, 5, rank=2, depth=3, rngs=nnx.Rngs(0)))
+    >>> sorted(nn.parameter_roles(model).values())
+    ['middle', 'other', 'outer', 'outer']
+    """
     role_of = {path: "other" for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, DeepLinear):
             names = [(*path, "factors", index) for index in range(len(layer.factors))]
-            role_of |= dict(zip(names, roles(layer.factors), strict=True))
+            role_of |= dict(zip(names, roles(tuple(layer.factors)), strict=True))
     return role_of
 
 
