@@ -28,6 +28,17 @@ def alternating_minimization(
     """Minimize `½ Σ_Ω (W_ij − y_ij)² + ½ ridge (‖A‖_F² + ‖B‖_F²)` over `A`, then `B`, exactly (ALS).
 
     Goes on from `start`, two factors `(B, A)` of width `rank`; by default from Gaussian ones.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (30, 20), jnp.array([3.0, 2.0]))
+    >>> rows, columns = jnp.nonzero(jax.random.uniform(jax.random.key(1), (30, 20)) < 0.7)
+    >>> values = target.dense()[rows, columns]
+    >>> problem = ld.observed_completion(rows, columns, values, shape=(30, 20), truth=target)
+    >>> weights = alternating_minimization(problem, rank=2, ridge=1e-3, sweeps=30)
+    >>> bool(problem.recovery_error(weights) < 0.05)
+    True
     """
     if start is None:
         dtype = problem.by_row.values.dtype
@@ -58,7 +69,16 @@ def _ridge_regression(groups: Groups, other: jax.Array, ridge) -> jax.Array:
 
 
 def burer_monteiro(problem, /, *, rank: int, scale: float = 1e-3, seed: int = 0, **settings) -> Fit:
-    """Gradient descent on two small Gaussian factors; `settings` are those of `fit`."""
+    """Gradient descent on two small Gaussian factors; `settings` are those of `fit`.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (8, 6), jnp.array([3.0, 2.0]))
+    >>> result = burer_monteiro(ld.factorization(target), rank=2, scale=0.1, steps=2000)
+    >>> [w.shape for w in result.weights], result.status.name
+    ([(2, 6), (8, 2)], 'REACHED_TOLERANCE')
+    """
     d_out, d_in = problem.shape
     start = gaussian(jax.random.key(seed), (d_in, rank, d_out), scale=scale)
     return fit(problem, start=start, **settings)
@@ -72,6 +92,16 @@ def soft_impute(
     Mazumder, Hastie, Tibshirani (2010): `W ← S(X)`, `X = P_Ω(Y − W) + W`, of which the leading `rank`
     singular vectors are followed by one step of subspace iteration each time, on products with a sparse
     plus a low-rank matrix; until no singular value moves by more than `tolerance` times the largest.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (30, 20), jnp.array([3.0, 2.0]))
+    >>> rows, columns = jnp.nonzero(jax.random.uniform(jax.random.key(1), (30, 20)) < 0.7)
+    >>> values = target.dense()[rows, columns]
+    >>> problem = ld.observed_completion(rows, columns, values, shape=(30, 20), truth=target)
+    >>> bool(problem.recovery_error(soft_impute(problem, penalty=0.05, rank=4)) < 0.2)
+    True
     """
     rows, columns, values = problem.triplets()
     d_out, d_in = problem.shape

@@ -42,6 +42,14 @@ def compress(
     ------
     ValueError
         If `rank`, `depth` or `scale` is out of range.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (300, 200), jnp.array([10.0, 7.0, 5.0]))
+    >>> network = ld.compress(ld.factorization(target), depth=3, scale=0.1)
+    >>> ld.widths(network)  # twice the rank
+    (200, 6, 6, 300)
     """
     place = getattr(problem, "place", tuple)
     problem = on_host(problem)

@@ -17,7 +17,18 @@ from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
 
 class DescentState(NamedTuple):
-    """Everything the next step depends on; a pytree that can be saved and resumed from."""
+    """Everything the next step depends on; a pytree that can be saved and resumed from.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem, seen = ld.factorization(2 * jnp.eye(2)), []
+    >>> network = ld.initialization.identity((2, 2, 2), scale=0.5)
+    >>> ask = dict(steps=4, callback=lambda state: seen.append(int(state.step)), callback_every=2)
+    >>> _ = ld.gradient_descent(problem, network, ld.GradientDescent(0.1), **ask)
+    >>> seen
+    [2, 4]
+    """
 
     step: jax.Array
     weights: Any
@@ -92,6 +103,18 @@ def gradient_descent(
     -----
     Step `k` approximates gradient flow at time `η k` to first order in `η` (docs/theory.md 4.4).
     Forward-mode differentiation goes through the loop; reverse mode does not.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld, numpy as np
+    >>> problem = ld.factorization(jnp.diag(jnp.array([4.0, 2.0])))
+    >>> network = ld.compress(problem, depth=2, scale=0.1, rank=2)
+    >>> rate = 0.5 * ld.max_learning_rate(problem, depth=2)
+    >>> run = ld.gradient_descent(problem, network, ld.GradientDescent(rate), steps=40, record_every=20)
+    >>> print(run.message)
+    completed: 40 steps
+    >>> print(run.steps, np.asarray(run.losses).round(3))
+    [ 0 20 40] [9.94 0.   0.  ]
     """
     for name, value, least in (
         ("steps", steps, 0),

@@ -54,6 +54,13 @@ class Fit:
         How the run ended.
     message
         The same in one sentence.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> result = ld.fit(ld.factorization(jnp.diag(jnp.array([3.0, 2.0]))), depth=2, rank=2, steps=500)
+    >>> result.status.name, result.settings["rank"]
+    ('REACHED_TOLERANCE', 2)
     """
 
     weights: Weights
@@ -126,6 +133,16 @@ def fit(
     ------
     ValueError
         If a setting is out of range, or the checkpoint is of another run.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (30, 20), jnp.array([3.0, 2.0]))
+    >>> mask = jax.random.uniform(jax.random.key(1), (30, 20)) < 0.7
+    >>> problem = ld.completion(target.dense(), mask, truth=target)
+    >>> result = ld.fit(problem, rank=4, steps=2000)
+    >>> bool(problem.recovery_error(result.weights) < 0.05)
+    True
     """
     depth = depth if start is None else len(start)
     check_depth(depth, least=2)

@@ -81,6 +81,18 @@ def gradient_flow(
     ValueError
         If `times` is not an increasing vector of non-negative finite times, `rtol` is not in `(0, 1)`, or
         `solver` is unknown.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld, numpy as np
+    >>> problem = ld.factorization(jnp.diag(jnp.array([2.0, 1.0])))
+    >>> network = ld.compress(problem, depth=2, scale=0.1, rank=2)
+    >>> times = jnp.array([0.0, 1.0, 2.0, 8.0])
+    >>> run = ld.gradient_flow(problem, network, times, observe=ld.spectra.singular_values)
+    >>> print(np.asarray(run.observed[:, 0]).round(3))
+    [0.01  0.431 1.875 2.   ]
+    >>> print(np.asarray(ld.theory.mode_trajectory(times, 2.0, depth=2, scale=0.1)).round(3))
+    [0.01  0.431 1.875 2.   ]
     """
     _check_times(times)
     if solver not in ("auto", "explicit", "implicit"):

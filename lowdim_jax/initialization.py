@@ -30,12 +30,26 @@ def orthogonal(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -
         `ε`, positive.
     dtype
         Of the weights; JAX's default float if left out.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> first, last = ld.orthogonal(jax.random.key(0), (4, 4, 3), scale=0.1)
+    >>> jnp.linalg.norm(first, axis=1).round(3), last.shape
+    (Array([0.1, 0.1, 0.1, 0.1], dtype=float32), (3, 4))
     """
     return _per_layer(key, widths, scale, dtype, jax.nn.initializers.orthogonal())
 
 
 def gaussian(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
-    """Independent `N(0, ε² / max(d_l, d_{l−1}))` entries: the orthogonal layer's expected norm."""
+    """Independent `N(0, ε² / max(d_l, d_{l−1}))` entries: the orthogonal layer's expected norm.
+
+    Examples
+    --------
+    >>> import jax, lowdim_jax as ld
+    >>> [w.shape for w in ld.gaussian(jax.random.key(0), (5, 4, 3), scale=0.1)]
+    [(4, 5), (3, 4)]
+    """
 
     def draw(key, shape, dtype):
         return jax.random.normal(key, shape, dtype) / max(shape) ** 0.5
@@ -44,7 +58,15 @@ def gaussian(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> 
 
 
 def uniform(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
-    """Independent uniform entries of variance `ε² / max(d_l, d_{l−1})`, mean zero."""
+    """Independent uniform entries of variance `ε² / max(d_l, d_{l−1})`, mean zero.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> (w,) = uniform(jax.random.key(0), (30, 30), scale=1.0)
+    >>> bool(jnp.max(jnp.abs(w)) <= (3 / 30) ** 0.5)
+    True
+    """
 
     def draw(key, shape, dtype):
         bound = (3 / max(shape)) ** 0.5
@@ -54,7 +76,14 @@ def uniform(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> W
 
 
 def identity(widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
-    """`W_l = ε I`, with a rectangular identity for rectangular layers."""
+    """`W_l = ε I`, with a rectangular identity for rectangular layers.
+
+    Examples
+    --------
+    >>> identity((3, 2, 2), scale=0.5)[0]
+    Array([[0.5, 0. , 0. ],
+           [0. , 0.5, 0. ]], dtype=float32)
+    """
     return _per_layer(
         jax.random.key(0), widths, scale, dtype, lambda _, shape, dtype: jnp.eye(*shape, dtype=dtype)
     )
@@ -89,6 +118,17 @@ def spectral(
     ------
     ValueError
         If `rank`, `depth` or `scale` is out of range.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> network = ld.spectral(jnp.diag(jnp.array([5.0, 3.0, 0.0])), rank=2, depth=3, scale=0.1)
+    >>> ld.widths(network)
+    (3, 2, 2, 3)
+    >>> abs(ld.end_to_end(network)).round(4)
+    Array([[0.001, 0.   , 0.   ],
+           [0.   , 0.001, 0.   ],
+           [0.   , 0.   , 0.   ]], dtype=float32)
     """
     surrogate = as_matrix("surrogate", surrogate)
     d_out, d_in = surrogate.shape
@@ -105,7 +145,15 @@ def spectral(
 def from_singular_vectors(
     left: Float[Array, "d_out rank"], right: Float[Array, "d_in rank"], /, *, depth: int, scale
 ) -> Weights:
-    """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` from given orthonormal columns `Û, V̂`."""
+    """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` from given orthonormal columns `Û, V̂`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> vectors = jnp.eye(4, 2)
+    >>> ld.widths(from_singular_vectors(vectors, vectors, depth=3, scale=0.1))
+    (4, 2, 2, 4)
+    """
     check_scale(scale)
     left, right = on_host((left, right))
     rank = left.shape[1]
@@ -125,6 +173,14 @@ def balanced(matrix: Float[Array, "d_out d_in"] | LowRank, /, *, depth: int) -> 
 
     `W_{l+1}ᵀ W_{l+1} = W_l W_lᵀ` for all `l` (docs/theory.md 4.1). The hidden layers are as wide as
     the matrix has components: cut it with `LowRank.truncate` to choose.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> network = balanced(jnp.diag(jnp.array([8.0, 1.0])), depth=3)
+    >>> ld.end_to_end(network).round(3)
+    Array([[8., 0.],
+           [0., 1.]], dtype=float32)
     """
     parts = svd(as_matrix("matrix", matrix))
     compressed_widths(*parts.shape, depth=depth, rank=len(parts.singular_values))

@@ -27,6 +27,13 @@ class LowRank:
         `(r,)`, descending, non-negative.
     right
         `(d_in, r)`, orthonormal columns `v_i`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> matrix = LowRank(jnp.eye(3, 2), jnp.array([3.0, 2.0]), jnp.eye(4, 2))
+    >>> matrix.shape, matrix.dense().sum().item(), matrix.truncate(1).singular_values
+    ((3, 4), 5.0, Array([3.], dtype=float32))
     """
 
     left: Float[Array, "d_out r"]
@@ -63,6 +70,13 @@ def low_rank(
     ------
     ValueError
         If the shapes do not fit together, `r` exceeds a side, or an entry is not finite.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> a, b = jax.random.normal(jax.random.key(0), (1000, 2)), jax.random.normal(jax.random.key(1), (800, 2))
+    >>> low_rank(a, jnp.ones(2), b).shape  # no 1000 × 800 array is formed
+    (1000, 800)
     """
     left, core, right = jnp.asarray(left), jnp.asarray(core), jnp.asarray(right)
     if left.ndim != 2 or right.ndim != 2 or core.ndim != 1:
@@ -85,6 +99,12 @@ def thin_svd(a: Float[Array, "d_out k"], b: Float[Array, "k d_in"], /) -> LowRan
     """Singular value decomposition of the product `a b` through two thin QR factorizations.
 
     Costs `O((d_out + d_in) k²)` and returns `min(k, d_out, d_in)` components.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> thin_svd(jnp.array([[2.0], [0.0]]), jnp.array([[0.0, 3.0]])).singular_values
+    Array([6.], dtype=float32)
     """
     q_left, r_left = jnp.linalg.qr(a)
     q_right, r_right = jnp.linalg.qr(b.T)
@@ -93,7 +113,14 @@ def thin_svd(a: Float[Array, "d_out k"], b: Float[Array, "k d_in"], /) -> LowRan
 
 
 def svd(matrix: jax.Array | LowRank, /) -> LowRank:
-    """Thin singular value decomposition of a dense matrix; a `LowRank` is returned as it is."""
+    """Thin singular value decomposition of a dense matrix; a `LowRank` is returned as it is.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> svd(jnp.diag(jnp.array([1.0, 3.0]))).singular_values
+    Array([3., 1.], dtype=float32)
+    """
     if isinstance(matrix, LowRank):
         return matrix
     here = on_host(matrix)
@@ -102,7 +129,14 @@ def svd(matrix: jax.Array | LowRank, /) -> LowRank:
 
 
 def spectral_norm(matrix: jax.Array | np.ndarray, /):
-    """Largest singular value of a dense matrix."""
+    """Largest singular value of a dense matrix.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> float(spectral_norm(jnp.diag(jnp.array([1.0, -3.0]))))
+    3.0
+    """
     here = on_host(matrix)
     return here.__array_namespace__().linalg.norm(here, ord=2)
 
@@ -122,6 +156,12 @@ def leading_svd(matrix, rank: int | None = None, /, *, dtype=None) -> LowRank:
     ------
     ValueError
         If `rank` is not between 1 and the smaller side.
+
+    Examples
+    --------
+    >>> import scipy.sparse
+    >>> leading_svd(scipy.sparse.diags_array([5.0, 4.0, 3.0, 2.0, 1.0]), 2).singular_values.round(3)
+    Array([5., 4.], dtype=float32)
     """
     rank = min(matrix.shape) if rank is None else rank
     if not 1 <= rank <= min(matrix.shape):
@@ -169,18 +209,38 @@ def noise_norm(energy, shape: tuple[int, int], /):
     """Spectral norm of a large random matrix of independent entries, from its squared Frobenius norm.
 
     `s (√d_out + √d_in)` for entries of variance `s²`, `energy = s² d_out d_in` (Bai and Yin 1993).
+
+    Examples
+    --------
+    >>> round(float(noise_norm(100.0 * 100, (100, 100))), 3)  # unit entries: √100 + √100
+    20.0
     """
     d_out, d_in = shape
     return energy**0.5 * (d_out**-0.5 + d_in**-0.5)
 
 
 def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
-    """The matrix as a plain array."""
+    """The matrix as a plain array.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> dense(LowRank(jnp.eye(2), jnp.array([3.0, 2.0]), jnp.eye(2)))
+    Array([[3., 0.],
+           [0., 2.]], dtype=float32)
+    """
     return matrix.dense() if isinstance(matrix, LowRank) else matrix
 
 
 def frobenius_norm(matrix: jax.Array | LowRank, /) -> jax.Array:
-    """Frobenius norm, from the singular values where those are at hand."""
+    """Frobenius norm, from the singular values where those are at hand.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> float(frobenius_norm(jnp.array([[3.0, 4.0]])))
+    5.0
+    """
     values = matrix.singular_values if isinstance(matrix, LowRank) else matrix
     return (values**2).sum() ** 0.5
 
@@ -194,6 +254,13 @@ def extend_orthonormal(
     ------
     ValueError
         If more than `d` columns are asked for.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> basis = extend_orthonormal(jnp.eye(5, 2), 4)
+    >>> basis.shape, bool(jnp.allclose(basis.T @ basis, jnp.eye(4), atol=1e-6))
+    ((5, 4), True)
     """
     d, k = basis.shape
     if count > d:
@@ -276,6 +343,13 @@ def estimate_rank(
     ------
     ValueError
         If two rules are given, or `energy` is not in `(0, 1]`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> matrix = jnp.diag(jnp.array([3.0, 2.0, 1e-3, 0.0]))
+    >>> estimate_rank(matrix), estimate_rank(matrix, rtol=0.01), estimate_rank(matrix, energy=0.5)
+    (3, 2, 1)
     """
     rules = {"energy": energy, "rtol": rtol, "atol": atol}
     given = {name: value for name, value in rules.items() if value is not None}
@@ -303,6 +377,12 @@ def subspace_angles(a: Float[Array, "d k"], b: Float[Array, "d m"], /) -> Float[
     Accurate for small and for large angles alike: cosines where they are small, sines elsewhere
     (Björck and Golub 1973; Knyazev and Argentati 2002). Returns `min(k, m)` angles; both matrices
     must have full column rank.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> subspace_angles(jnp.eye(3, 1), jnp.array([[1.0], [1.0], [0.0]])).round(4)  # π/4
+    Array([0.7854], dtype=float32)
     """
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"a and b have shapes {a.shape} and {b.shape}, expected as many rows in both")

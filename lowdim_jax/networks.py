@@ -25,6 +25,11 @@ def validate(weights: Sequence[jax.Array], /) -> None:
     ValueError
         If there is no layer, a layer is not a matrix, or a layer's input width differs from the
         output width of the layer before it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> validate((jnp.ones((3, 2)), jnp.ones((4, 3))))  # says nothing: layer 2 takes what layer 1 gives
     """
     if len(weights) == 0:
         raise ValueError("weights is empty: a network has at least one layer")
@@ -40,7 +45,14 @@ def validate(weights: Sequence[jax.Array], /) -> None:
 
 
 def widths(weights: Sequence[jax.Array], /) -> tuple[int, ...]:
-    """Widths `(d_0, …, d_L)` of a network, input to output."""
+    """Widths `(d_0, …, d_L)` of a network, input to output.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> widths((jnp.ones((3, 5)), jnp.ones((4, 3))))
+    (5, 3, 4)
+    """
     validate(weights)
     return (weights[0].shape[1], *(weight.shape[0] for weight in weights))
 
@@ -65,6 +77,13 @@ def end_to_end(weights: Sequence[jax.Array], /) -> Float[Array, "d_L d_0"]:
     Returns
     -------
     Array of shape `(d_L, d_0)`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> end_to_end((2 * jnp.eye(2), 3 * jnp.eye(2)))
+    Array([[6., 0.],
+           [0., 6.]], dtype=float32)
     """
     validate(weights)
     return jnp.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
@@ -85,6 +104,13 @@ def end_to_end_factors(
     ------
     ValueError
         If the network has one layer: there is no hidden layer to split at.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> a, b = end_to_end_factors((jnp.ones((2, 5)), jnp.ones((2, 2)), jnp.ones((4, 2))))
+    >>> a.shape, b.shape
+    ((4, 2), (2, 5))
     """
     hidden = widths(weights)[1:-1]
     if not hidden:
@@ -94,7 +120,15 @@ def end_to_end_factors(
 
 
 def forward(weights: Sequence[jax.Array], x: Float[Array, "d_0 n"], /) -> Float[Array, "d_L n"]:
-    """Network output `W_L ⋯ W_1 x` for data whose columns are samples (docs/theory.md 3.6)."""
+    """Network output `W_L ⋯ W_1 x` for data whose columns are samples (docs/theory.md 3.6).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> forward((2 * jnp.eye(2), 3 * jnp.eye(2)), jnp.array([[1.0], [2.0]]))
+    Array([[ 6.],
+           [12.]], dtype=float32)
+    """
     return activations(weights, x)[-1]
 
 
@@ -107,6 +141,12 @@ def activations(
     ------
     ValueError
         If `x` is not a matrix with `d_0` rows.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> [a.shape for a in activations((jnp.ones((3, 2)), jnp.ones((1, 3))), jnp.ones((2, 7)))]
+    [(2, 7), (3, 7), (1, 7)]
     """
     d_in = widths(weights)[0]
     if x.ndim != 2 or x.shape[0] != d_in:
@@ -143,12 +183,25 @@ def roles(weights: Sequence, /) -> Sequence[str]:
 
 
 def parameter_count(weights: Sequence[jax.Array], /) -> int:
-    """Number of entries of all weights, `Σ_l d_l d_{l−1}`; of their `jax.eval_shape`, too."""
+    """Number of entries of all weights, `Σ_l d_l d_{l−1}`; of their `jax.eval_shape`, too.
+
+    Examples
+    --------
+    >>> import jax, lowdim_jax as ld
+    >>> parameter_count(ld.orthogonal(jax.random.key(0), (10, 3, 10), scale=1.0))
+    60
+    """
     return sum(prod(weight.shape) for weight in weights)
 
 
 def full_widths(d_out: int, d_in: int, /, *, depth: int, hidden: int | None = None):
-    """Widths of the original network: every hidden layer `min(d_out, d_in)` wide by default."""
+    """Widths of the original network: every hidden layer `min(d_out, d_in)` wide by default.
+
+    Examples
+    --------
+    >>> full_widths(300, 200, depth=3)
+    (200, 200, 200, 300)
+    """
     check_depth(depth)
     hidden = min(d_out, d_in) if hidden is None else hidden
     if hidden < 1:
@@ -166,6 +219,11 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
     ValueError
         If `depth < 2` (one matrix has no width to compress), or `rank` is not between 1 and
         `min(d_out, d_in)`.
+
+    Examples
+    --------
+    >>> compressed_widths(300, 200, depth=3, rank=6)
+    (200, 6, 6, 300)
     """
     check_depth(depth, least=2)
     if not 1 <= rank <= min(d_out, d_in):
@@ -184,7 +242,15 @@ def check_depth(depth: int, /, *, least: int = 1) -> None:
 def entries(
     weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
 ) -> Float[Array, " n"]:
-    """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`."""
+    """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> network = (jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [5.0]]))
+    >>> entries(network, [0, 1], [1, 0])  # 3·2 and 5·1
+    Array([6., 5.], dtype=float32)
+    """
     a, b = end_to_end_factors(weights)
     return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
 
@@ -199,6 +265,14 @@ def pad(weights, rank: int, /):
     ------
     ValueError
         If a hidden layer is wider than `rank`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> padded = pad((jnp.ones((1, 2)), jnp.ones((2, 1))), 3)
+    >>> widths(padded), end_to_end(padded)
+    ((2, 3, 2), Array([[1., 1.],
+           [1., 1.]], dtype=float32))
     """
     wide = max(weight.shape[0] for weight in weights[:-1])
     if wide > rank:

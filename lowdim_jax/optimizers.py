@@ -32,6 +32,15 @@ class GradientDescent:
         `λ` of the penalty `(λ/2) Σ_l ‖W_l‖_F²`, or None for none.
     nesterov
         Whether the momentum is Nesterov's. Static.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 2.0])))
+    >>> network = ld.compress(problem, depth=3, scale=0.3, rank=2)
+    >>> fast = ld.GradientDescent(0.02, alpha=5.0)
+    >>> bool(ld.gradient_descent(problem, network, fast, steps=200).losses[-1] < 1e-6)
+    True
     """
 
     learning_rate: Any
@@ -71,5 +80,14 @@ def by_role(
 
     For example `by_role(optax.adam(5e-3), optax.adam(1e-3))`: discrepant learning rates for any
     optimizer.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld, optax
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 2.0])))
+    >>> network = ld.compress(problem, depth=3, scale=0.3, rank=2)
+    >>> optimizer = ld.by_role(optax.adam(0.05), optax.sgd(0.02))
+    >>> bool(ld.gradient_descent(problem, network, optimizer, steps=200).losses[-1] < 0.1)
+    True
     """
     return optax.partition({"outer": outer, "middle": middle}, roles)

@@ -44,6 +44,13 @@ class ReducedLayer(NamedTuple):
         `ρ_l`: singular value shared by all directions of the bulk that reach from input to output.
     idle
         `ι_l`: that of the directions which another layer cuts off; only weight decay moves it.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> layer = ld.sample(jax.random.key(0), 1000, jnp.array([2.0, 1.0]), depth=3, scale=0.1).layers[0]
+    >>> layer.core.shape, layer.bulk.shape
+    ((4, 4), ())
     """
 
     core: Float[Array, "m_out m_in"]
@@ -63,6 +70,13 @@ class ReducedFactorization:
     bulk_count
         `n = d_min − m`, number of directions that share the bulk's end-to-end singular value `Π_l ρ_l`:
         a scalar array, so that training at another width is the same compiled program.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.sample(jax.random.key(0), 1000, jnp.array([2.0, 1.0]), depth=3, scale=0.1).problem
+    >>> problem.shape, float(problem.bulk_count)
+    ((4, 4), 996.0)
     """
 
     target: LowRank
@@ -107,6 +121,15 @@ class Reduction:
         `B_0, …, B_L`, of shapes `(d_l, m_l)`, orthonormal columns.
     frames
         The `P_l` of the full initialization; None where all of them are the identity.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> network = ld.orthogonal(jax.random.key(0), (8, 8, 8), scale=0.5)
+    >>> reduction = ld.reduce(network, jnp.diag(jnp.array([3.0, 2.0] + 6 * [0.0])))
+    >>> lifted = reduction.lift(reduction.layers)
+    >>> bool(jnp.allclose(lifted[0], network[0], atol=1e-5)), reduction.bases[0].shape
+    (True, (8, 4))
     """
 
     layers: tuple[ReducedLayer, ...]
@@ -161,6 +184,13 @@ def cores(layers: Sequence[ReducedLayer], /) -> Weights:
     """Core blocks of a reduced network: a deep linear network that `spectra` can measure.
 
     Against `problem.target` its singular values and alignments are those of the full network.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> reduction = ld.sample(jax.random.key(0), 100, jnp.array([2.0, 1.0]), depth=3, scale=0.1)
+    >>> ld.widths(cores(reduction.layers))
+    (4, 4, 4, 4)
     """
     return tuple(layer.core for layer in layers)
 
@@ -193,6 +223,17 @@ def reduce(
         If a layer is not orthogonal, or the widths first grow and then shrink: between two spaces that
         are wider than what is before and after them no small subspace is closed under the layers
         (docs/theory.md 3.5).
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> network = ld.orthogonal(jax.random.key(0), (9, 9, 9), scale=0.5)
+    >>> target = ld.random_target(jax.random.key(1), (9, 9), jnp.array([3.0, 2.0]))
+    >>> reduction = ld.reduce(network, target)
+    >>> full = ld.gradient_descent(ld.factorization(target), network, ld.GradientDescent(0.05), steps=20)
+    >>> small = ld.reduced_descent(reduction, ld.GradientDescent(0.05), steps=20)
+    >>> bool(jnp.allclose(full.losses, small.losses, rtol=1e-4))
+    True
     """
     spaces = widths(weights)
     valley = _is_valley(spaces)
@@ -230,6 +271,14 @@ def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
     ------
     ValueError
         If the target is not square, or `depth` or `scale` is out of range.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(1), (50, 50), jnp.array([3.0, 2.0]))
+    >>> reduction = reduce_identity(target, depth=3, scale=0.1)
+    >>> reduction.layers[0].core.shape
+    (4, 4)
     """
     check_depth(depth)
     check_scale(scale)
@@ -261,6 +310,14 @@ def sample(
         `(r,)`: `σ*_i`.
     depth, scale
         `L` and `ε`.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> reduction = ld.sample(jax.random.key(0), 10_000, jnp.array([2.0, 1.0]), depth=3, scale=0.1)
+    >>> run = ld.reduced_descent(reduction, ld.GradientDescent(0.1), steps=300)
+    >>> bool(reduction.problem.recovery_error(run.weights) < 0.1)
+    True
     """
     target = random_target(key, (d, d), singular_values)
     return reduce_identity(target, depth=depth, scale=scale)
@@ -291,6 +348,14 @@ def reduced_descent(
     ------
     ValueError
         For an optimizer other than `GradientDescent`, unless `strict=False`.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> reduction = ld.sample(jax.random.key(0), 1000, jnp.array([2.0, 1.0]), depth=3, scale=0.3)
+    >>> run = ld.reduced_descent(reduction, ld.GradientDescent(0.1), steps=100, record_every=50)
+    >>> run.steps, bool(run.losses[-1] < run.losses[0] / 10)
+    (Array([  0,  50, 100], dtype=int32), True)
     """
     if strict and not isinstance(optimizer, GradientDescent):
         raise ValueError(

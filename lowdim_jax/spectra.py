@@ -22,6 +22,14 @@ class Alignment(NamedTuple):
         `(r,)`: `|⟨u_i, u*_i⟩|`.
     right
         `(r,)`: `|⟨v_i, v*_i⟩|`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.linalg.svd(jnp.diag(jnp.array([3.0, 2.0])))
+    >>> seen = ld.spectra.alignment((jnp.diag(jnp.array([3.0, 1.0])),), target)
+    >>> seen.singular_values, seen.left
+    (Array([3., 1.], dtype=float32), Array([1., 1.], dtype=float32))
     """
 
     singular_values: Float[Array, "*n r"]
@@ -34,6 +42,12 @@ def network_svd(weights: Sequence[jax.Array], /) -> LowRank:
 
     Goes through thin QR factorizations where a hidden layer is narrower than the matrix, so that a
     compressed network's `d_out × d_in` matrix is never formed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> network_svd((2 * jnp.eye(2), jnp.diag(jnp.array([1.0, 3.0])))).singular_values
+    Array([6., 2.], dtype=float32)
     """
     d_in, *hidden, d_out = widths(weights)
     if hidden and min(hidden) < min(d_out, d_in):
@@ -42,7 +56,14 @@ def network_svd(weights: Sequence[jax.Array], /) -> LowRank:
 
 
 def singular_values(weights: Sequence[jax.Array], /, *, rank: int | None = None):
-    """Leading `rank` singular values of the end-to-end matrix, all of them by default."""
+    """Leading `rank` singular values of the end-to-end matrix, all of them by default.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> singular_values((2 * jnp.eye(2), jnp.diag(jnp.array([1.0, 3.0]))), rank=1)
+    Array([6.], dtype=float32)
+    """
     return network_svd(weights).singular_values[:rank]
 
 
@@ -51,6 +72,13 @@ def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
 
     Components are matched by order, so this is meaningless where singular values coincide, as they
     do at an orthogonal initialization (docs/theory.md 6).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.linalg.svd(jnp.diag(jnp.array([3.0, 2.0]))).truncate(1)
+    >>> alignment((jnp.array([[1.0, 0.0], [1.0, 0.0]]),), target).left.round(4)  # cos 45°
+    Array([0.7071], dtype=float32)
     """
     check_fits(weights, target.shape)
     parts = network_svd(weights).truncate(len(target.singular_values))
@@ -66,6 +94,13 @@ def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"
 
     Unlike singular values these are accurate in float32 long before a component has risen above the
     rounding of the largest one (docs/theory.md 6), and they need no matching.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.linalg.svd(jnp.diag(jnp.array([3.0, 2.0])))
+    >>> modes((jnp.diag(jnp.array([1.5, 1e-6])),), target)
+    Array([1.5e+00, 1.0e-06], dtype=float32)
     """
     check_fits(weights, target.shape)
     if len(weights) == 1:
@@ -89,6 +124,13 @@ def is_fitted(
         `(r,)`: `σ*_i`.
     value, vector
         `c_val` and `c_vec`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> seen = Alignment(jnp.array([2.95, 0.3]), jnp.ones(2), jnp.ones(2))
+    >>> is_fitted(seen, jnp.array([3.0, 2.0]))
+    Array([ True, False], dtype=bool)
     """
     targets = _like(targets, measured.singular_values)
     close = jnp.abs(measured.singular_values - targets) <= value * targets
@@ -96,7 +138,14 @@ def is_fitted(
 
 
 def dormant(sigma: Float[Array, "*n r"], targets: Float[Array, " r"], /, *, value=0.05):
-    """Whether component `i` is still dormant at each record, `σ_i ≤ c_val σ*_i`."""
+    """Whether component `i` is still dormant at each record, `σ_i ≤ c_val σ*_i`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> dormant(jnp.array([2.9, 0.01]), jnp.array([3.0, 2.0]))
+    Array([False,  True], dtype=bool)
+    """
     return sigma <= value * _like(targets, sigma)
 
 
@@ -104,6 +153,13 @@ def first_time(t: Float[Array, " n"], holds: Bool[Array, "n r"], /) -> Float[Arr
     """First recorded time from which on a condition holds to the end; `inf` where it never does.
 
     With `holds = is_fitted(…)` these are the measured fit times `t_i`, to the resolution of the records.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> holds = jnp.array([[True], [False], [True], [True]])
+    >>> first_time(jnp.array([0.0, 10.0, 20.0, 30.0]), holds)  # from there on to the end
+    Array([20.], dtype=float32)
     """
     from_here_on = jnp.flip(jnp.cumprod(jnp.flip(holds, axis=0), axis=0), axis=0).astype(bool)
     ever = from_here_on[-1]
@@ -114,6 +170,12 @@ def crossing_time(t: Float[Array, " n"], values: Float[Array, "n r"], level, /):
     """Time at which each column of `values` first reaches `level`, interpolated between records.
 
     Linear interpolation; `inf` where the level is not reached. `level` is a scalar or of shape `(r,)`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> crossing_time(jnp.array([0.0, 10.0]), jnp.array([[0.0], [4.0]]), 1.0)
+    Array([2.5], dtype=float32)
     """
     level = jnp.broadcast_to(jnp.asarray(level, values.dtype), values.shape[1:])
     reached = values >= level[None]
@@ -131,14 +193,28 @@ def crossing_time(t: Float[Array, " n"], values: Float[Array, "n r"], level, /):
 
 
 def effective_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
-    """Exponential of the entropy of `σ_i / Σ σ` (Roy and Vetterli 2007): between 1 and `r`."""
+    """Exponential of the entropy of `σ_i / Σ σ` (Roy and Vetterli 2007): between 1 and `r`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> effective_rank(jnp.array([2.0, 2.0, 0.0])).round(4)
+    Array(2., dtype=float32)
+    """
     total = jnp.sum(sigma, axis=-1, keepdims=True)
     p = sigma / jnp.where(total > 0, total, 1)
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=-1))
 
 
 def stable_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
-    """`Σ σ_i² / σ_1²`: at most the rank, and insensitive to small singular values."""
+    """`Σ σ_i² / σ_1²`: at most the rank, and insensitive to small singular values.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> stable_rank(jnp.array([2.0, 1.0]))
+    Array(1.25, dtype=float32)
+    """
     largest = jnp.max(sigma, axis=-1)
     return jnp.sum(sigma**2, axis=-1) / jnp.where(largest > 0, largest, 1) ** 2
 

@@ -27,6 +27,14 @@ class Sweep:
         `(runs,)`: loss at the end; not finite where a run diverged.
     steps
         `(runs,)`: steps taken, exactly the first at which the loss was at most the tolerance.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> starts = (jnp.full((2, 1, 1), 0.5), jnp.full((2, 1, 1), 0.5))
+    >>> ends = ld.sweep(ld.factorization(jnp.ones((1, 1))), starts, ld.GradientDescent(0.1), steps=5)
+    >>> ends.losses.shape, ends.steps
+    ((2,), array([5, 5], dtype=int32))
     """
 
     weights: Any
@@ -77,6 +85,17 @@ def sweep(
     ------
     ValueError
         If `steps`, `lanes` or `check_every` is below one, or first axes differ.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 2.0])))
+    >>> network = ld.compress(problem, depth=3, scale=0.3, rank=2)
+    >>> starts = jax.tree.map(lambda w: jnp.broadcast_to(w, (3, *w.shape)), network)
+    >>> rates = ld.GradientDescent(jnp.array([0.01, 0.02, 0.04]))
+    >>> ends = ld.sweep(problem, starts, rates, steps=1000, tolerance=1e-6)
+    >>> bool(ends.steps[0] > ends.steps[1] > ends.steps[2])
+    True
     """
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 64

@@ -14,7 +14,13 @@ from lowdim_jax._host import as_array, is_traced, on_host
 
 
 class Status(IntEnum):
-    """How a run ended."""
+    """How a run ended.
+
+    Examples
+    --------
+    >>> [status.name for status in Status]
+    ['COMPLETED', 'REACHED_TOLERANCE', 'DIVERGED', 'OUT_OF_STEPS', 'SOLVER_FAILED', 'STOPPED']
+    """
 
     COMPLETED = 0
     """All requested steps or times were reached."""
@@ -65,6 +71,14 @@ class Trajectory:
     hint
         What would help a run that failed, in words. No part of the pytree: it stays behind where
         `jax.tree.map` makes another trajectory of this one.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> start = (0.5 * jnp.eye(2), 0.5 * jnp.eye(2))
+    >>> run = ld.gradient_descent(ld.factorization(jnp.eye(2)), start, ld.GradientDescent(9.0), steps=50)
+    >>> Status(int(run.status)).name, bool(run.ok)
+    ('DIVERGED', False)
     """
 
     losses: Float[Array, " n"]

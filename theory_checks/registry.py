@@ -14,6 +14,13 @@ class Curve:
 
     `predicted` and `measured` have shape `(n,)` or `(n, k)` for `k` lines; they are drawn dashed and solid.
     `labels` name the two where they are something else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.arange(3)
+    >>> Curve("a decay", x=x, predicted=np.exp(-x), measured=np.exp(-x)).title
+    'a decay'
     """
 
     title: str
@@ -55,6 +62,16 @@ class Evidence:
     ------
     ValueError
         If there is no error, or one is no number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> numbers = {"predicted": {"σ": 2.0}, "measured": {"σ": 2.0 + 3e-9}}
+    >>> evidence = Evidence(
+    ...     errors=np.array([3e-9]), tolerance=1e-8, reason="rounding", quantity="absolute error", **numbers
+    ... )
+    >>> bool(evidence.holds)
+    True
     """
 
     errors: np.ndarray
@@ -93,7 +110,14 @@ SIDES = {
 
 
 class NotApplicable(Exception):
-    """Raised by a check whose hypotheses a setting does not meet, with the reason: neither pass nor fail."""
+    """Raised by a check whose hypotheses a setting does not meet, with the reason: neither pass nor fail.
+
+    Examples
+    --------
+    >>> raise_ = NotApplicable("the target has one component only")
+    >>> str(raise_)
+    'the target has one component only'
+    """
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,13 @@ class Check:
     with a hypothesis broken on purpose, for each of `controls`, and has to fail. `rests_on` says what
     the predicted and the measured side are made with, names of `SIDES`; where both are the library's,
     `pinned_by` is the check that ties one of them to something else.
+
+    Examples
+    --------
+    >>> from theory_checks.selection import select
+    >>> (one,) = select(["scalar-map"])
+    >>> one.source
+    '2.1'
     """
 
     name: str
@@ -159,6 +190,16 @@ def check(
     ------
     ValueError
         If the name is taken, there is no control, or a side is none of `SIDES`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with only_here():
+    ...     @check("two", claim="2 is even.", source="1.2", controls={"three": {"number": 3}})
+    ...     def two_is_even(setting, /, *, number=2):
+    ...         return ...
+    ...     "two" in registered()
+    True
     """
 
     def register(compare: Callable[..., Evidence]) -> Callable[..., Evidence]:

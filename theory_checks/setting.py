@@ -30,6 +30,12 @@ class Setting:
         The user's matrix, already cut to its rank and scaled; None for synthetic targets.
     target_note
         What was done to the user's matrix, for the report.
+
+    Examples
+    --------
+    >>> setting = Setting(size="small", dtype="float32", seeds=3)
+    >>> setting.rank, setting.shape
+    (4, (40, 40))
     """
 
     size: str = "small"

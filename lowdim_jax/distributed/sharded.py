@@ -38,7 +38,15 @@ _SPREAD, _EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 
 
 def mesh(devices: Sequence[Any] | None = None, /) -> Mesh:
-    """Mesh with one axis over all devices of all processes, or over the given ones."""
+    """Mesh with one axis over all devices of all processes, or over the given ones.
+
+    Examples
+    --------
+    >>> from lowdim_jax import distributed
+    >>> import jax
+    >>> distributed.mesh(jax.devices()[:1]).devices.shape
+    (1,)
+    """
     return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
 
 
@@ -49,6 +57,13 @@ def process_rows(length: int, /, *, mesh: Mesh) -> range:
     ------
     ValueError
         If the devices of this process are not neighbours in the mesh.
+
+    Examples
+    --------
+    >>> from lowdim_jax import distributed
+    >>> import jax
+    >>> distributed.process_rows(10, mesh=distributed.mesh(jax.devices()[:1]))  # one process has them all
+    range(0, 10)
     """
     block = _block(length, mesh)
     places = _places(mesh)
@@ -71,6 +86,13 @@ def spread(rows: np.ndarray | jax.Array, /, *, length: int, mesh: Mesh) -> jax.A
     ------
     ValueError
         If it is not as many rows.
+
+    Examples
+    --------
+    >>> import jax, numpy as np
+    >>> from lowdim_jax import distributed
+    >>> distributed.spread(np.ones((4, 3)), length=4, mesh=distributed.mesh(jax.devices()[:1])).shape
+    (4, 3)
     """
     own = process_rows(length, mesh=mesh)
     if len(rows) != len(own):
@@ -90,6 +112,14 @@ def gaussian_measurements(
     Filled up with zero matrices to a multiple of the number of devices: those change neither loss nor
     gradient. `lowdim_jax.sensing` takes the result as it is: its loss is then a product on each device, and
     the gradient one sum over devices, of `d_out d_in` numbers a step.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from lowdim_jax import distributed
+    >>> mesh_ = distributed.mesh(jax.devices()[:1])
+    >>> distributed.gaussian_measurements(jax.random.key(0), 6, (3, 2), mesh=mesh_).shape
+    (6, 3, 2)
     """
     return _draw(key, m, shape, mesh, dtype)
 
@@ -112,6 +142,16 @@ class ShardedCompletion:
         `(d_out, d_in)`, without the rows that fill up the last block.
     mesh
         The devices.
+
+    Examples
+    --------
+    >>> import jax, numpy as np
+    >>> from lowdim_jax import distributed
+    >>> rows, columns = np.array([0, 1, 2]), np.array([0, 1, 0])
+    >>> one = distributed.mesh(jax.devices()[:1])
+    >>> problem = distributed.sharded_completion(rows, columns, np.ones(3), shape=(3, 2), mesh=one)
+    >>> int(problem.count), problem.shape
+    (3, (3, 2))
     """
 
     blocks: ObservedCompletion
@@ -232,6 +272,17 @@ def sharded_completion(
     -----
     All devices take as many groups of entries as the fullest one needs: number rows at random where
     neighbouring ones have many entries.
+
+    Examples
+    --------
+    >>> import jax, numpy as np, lowdim_jax as ld
+    >>> from lowdim_jax import distributed
+    >>> rows, columns = (part.ravel() for part in np.indices((6, 5)))
+    >>> one = distributed.mesh(jax.devices()[:1])
+    >>> problem = distributed.sharded_completion(rows, columns, np.ones(30), shape=(6, 5), mesh=one)
+    >>> weights = ld.compress(problem, depth=2, scale=0.5, rank=1)
+    >>> bool(problem.loss(weights) < 15)  # half the number of ones
+    True
     """
     rows, columns, values = map(np.asarray, (rows, columns, values))
     own, block = process_rows(shape[0], mesh=mesh), _block(shape[0], mesh)

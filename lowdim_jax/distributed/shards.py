@@ -36,6 +36,14 @@ class Shards:
         File `k` has the rows from `bounds[k]` to `bounds[k + 1]`.
     fingerprints
         `fingerprint` of each file's entries, when they were written.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> entries = (np.array([0, 3]), np.array([1, 0]), np.array([2.0, 5.0]))
+    >>> shards = write_shards(tempfile.mkdtemp(), split(entries, (0, 2, 4)), shape=(4, 2), bounds=(0, 2, 4))
+    >>> shards.shape, shards.bounds
+    ((4, 2), (0, 2, 4))
     """
 
     folder: Path
@@ -75,7 +83,16 @@ class Shards:
 
 
 def open_shards(folder: str | Path, /) -> Shards:
-    """The shards in a folder; `ValueError` if it has none."""
+    """The shards in a folder; `ValueError` if it has none.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> folder, entries = tempfile.mkdtemp(), (np.array([0, 3]), np.array([1, 0]), np.array([2.0, 5.0]))
+    >>> _ = write_shards(folder, split(entries, (0, 2, 4)), shape=(4, 2), bounds=(0, 2, 4))
+    >>> open_shards(folder).shape
+    (4, 2)
+    """
     folder = Path(folder)
     try:
         regular_file(folder / INDEX, INDEX)
@@ -98,6 +115,14 @@ def write_shards(folder: str | Path, parts: Iterable[Entries], /, *, shape, boun
     ------
     ValueError
         If something cannot be written: nothing of it is left then.
+
+    Examples
+    --------
+    >>> import numpy as np, pathlib, tempfile
+    >>> folder, entries = tempfile.mkdtemp(), (np.array([0, 3]), np.array([1, 0]), np.array([2.0, 5.0]))
+    >>> _ = write_shards(folder, split(entries, (0, 2, 4)), shape=(4, 2), bounds=(0, 2, 4))
+    >>> sorted(path.name for path in pathlib.Path(folder).glob("*.npz"))
+    ['00000.npz', '00001.npz']
     """
     folder, shape, bounds = Path(folder), as_shape("shape", shape), tuple(map(int, bounds))
     written, prints = [], []

@@ -26,11 +26,33 @@ from lowdim_jax.nn.report import AdaptedLayer, Report
 
 
 class DeltaParam(nnx.Param):
-    """Type of an adapter's factors: `nnx.Optimizer(model, tx, wrt=nn.DeltaParam)` trains them alone."""
+    """Type of an adapter's factors: `nnx.Optimizer(model, tx, wrt=nn.DeltaParam)` trains them alone.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> import optax
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nn.DeltaParam)  # the layer itself stays
+    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaParam)))
+    2
+    """
 
 
 class DeltaStart(nnx.Variable):
-    """Type of the factors that an adapter started from, where it subtracts them; never trained."""
+    """Type of the factors that an adapter started from, where it subtracts them; never trained.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", zero="offset", rngs=nnx.Rngs(1))
+    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaStart)))
+    2
+    """
 
 
 class Delta(nnx.Module):
@@ -44,6 +66,15 @@ class Delta(nnx.Module):
         `(rank, rank)` each.
     outward
         `(rank, *outputs)`.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> type(model.layers[0].delta).__name__
+    'Delta'
     """
 
     def __init__(self, inward: nnx.Module, middle: list, outward: nnx.Variable, equation: str | None):
@@ -94,6 +125,15 @@ class Adapted(nnx.Module):
         The factors at the start, whose product is subtracted, or None.
     alpha
         `α`, static.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> type(model.layers[0]).__name__, model.layers[0].rank
+    ('Adapted', 2)
     """
 
     def __init__(self, base: nnx.Module, delta: Delta, offset: Delta | None, *, alpha: float):
@@ -261,6 +301,15 @@ def merge(model: nnx.Module, /) -> int:
     ------
     ValueError
         If the model has no such layer.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> nn.merge(model), type(model.layers[0]).__name__
+    (1, 'Linear')
     """
     found = [layer for _, layer in nnx.iter_modules(model) if isinstance(layer, Adapted | DeepLinear)]
     name = type(model).__name__

@@ -18,6 +18,14 @@ def layer_at(model: nnx.Module, path: Path, /) -> Any:
     ------
     ValueError
         If there is none.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)), nnx.Linear(5, 2, rngs=nnx.Rngs(1)))
+    >>> nn.layer_at(model, "layers.1").out_features
+    2
     """
     part: Any = model
     for name in names_of(path):
@@ -37,6 +45,15 @@ def replace_layer(model: Model, path: Path, layer: nnx.Module, /) -> Model:
     ------
     ValueError
         If nothing is there now, or the path is empty: a model is not a part of itself.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.replace_layer(model, "layers.0", nn.CompressedLinear(6, 5, rank=2, rngs=nnx.Rngs(1)))
+    >>> type(model.layers[0]).__name__
+    'CompressedLinear'
     """
     layer_at(model, path)
     if not names_of(path):

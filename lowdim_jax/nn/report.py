@@ -22,6 +22,15 @@ class AdaptedLayer:
         `r`, and the entries of all factors.
     energy
         Share of the surrogate's `Σ σ_i²` in its `r` leading components; NaN from a random start.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> report = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> report.layers[0].path, report.layers[0].rank
+    ('layers.0', 2)
     """
 
     path: str
@@ -50,6 +59,15 @@ class Report:
         One entry for each layer that was replaced.
     skipped
         Why a layer whose path fits was left alone, by path.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> report = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> report.ranks, report.parameters
+    ({'layers.0': 2}, 22)
     """
 
     layers: tuple[AdaptedLayer, ...]

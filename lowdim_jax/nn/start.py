@@ -41,6 +41,17 @@ def layer_surrogate(
     ------
     ValueError
         If there is no such layer.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nn.CompressedLinear(3, 2, rank=1, use_bias=False, rngs=nnx.Rngs(0)))
+    >>> loss = lambda model, x, y: jnp.sum((model(x) - y) ** 2) / 2
+    >>> nn.layer_surrogate(model, "layers.0", loss, jnp.eye(3), jnp.ones((3, 2)))  # −∇ℓ(0) = Yᵀ X
+    Array([[1., 1., 1.],
+           [1., 1., 1.]], dtype=float32)
     """
     layer = _linear_layer(model, path)
     plain = layer.merge() if isinstance(layer, DeepLinear) else nnx.clone(layer)
@@ -80,6 +91,19 @@ def spectral_start(
     ValueError
         If the layer is not a `CompressedLinear`, `scale` is not positive, or the gradient vanishes
         or is not finite.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nn.CompressedLinear(3, 2, rank=1, use_bias=False, rngs=nnx.Rngs(0)))
+    >>> loss = lambda model, x, y: jnp.sum((model(x) - y) ** 2) / 2
+    >>> nn.spectral_start(model, "layers.0", loss, jnp.eye(3), jnp.ones((3, 2)))
+    >>> model.layers[0].merge().kernel[...].round(4)  # one component, along Yᵀ X
+    Array([[0.4082, 0.4082],
+           [0.4082, 0.4082],
+           [0.4082, 0.4082]], dtype=float32)
     """
     layer = layer_at(model, path)
     if not isinstance(layer, CompressedLinear):

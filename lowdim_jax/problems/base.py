@@ -23,6 +23,15 @@ class Problem(Protocol):
     A problem may have more: `surrogate_error()`, the spectral norm of what the surrogate is off by, above
     which `compress` counts components; `recovery_error(weights)`, where the truth is known; and
     `place(weights)`, which puts a network on the devices that the problem is on.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 2.0])))
+    >>> problem.shape, isinstance(problem, Problem)
+    ((2, 2), True)
+    >>> float(problem.loss((jnp.zeros((2, 2)),)))  # ½ (3² + 2²)
+    6.5
     """
 
     @property
@@ -49,6 +58,13 @@ def loss_of(objective: Problem | Callable, /) -> Callable:
     ------
     ValueError
         If it is neither.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.eye(2))
+    >>> loss_of(problem) == problem.loss, loss_of(max) is max
+    (True, True)
     """
     loss = getattr(objective, "loss", objective)
     if not callable(loss):
@@ -87,6 +103,12 @@ def relative_error(truth, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
     ------
     ValueError
         If `truth` is None: the problem was built from data alone.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> float(relative_error(2 * jnp.eye(2), (jnp.eye(2),)))
+    0.5
     """
     if truth is None:
         raise ValueError("truth is None: build the problem with truth=Φ to measure a recovery error")
@@ -110,7 +132,14 @@ def as_truth(truth, shape: tuple[int, ...], /):
 
 
 def squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array], /) -> jax.Array:
-    """`‖W − Φ‖_F²`, without forming `W` where the target is factored."""
+    """`‖W − Φ‖_F²`, without forming `W` where the target is factored.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> float(squared_error(2 * jnp.eye(2), (jnp.eye(2),)))
+    2.0
+    """
     check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
         return jnp.sum((end_to_end(weights) - target) ** 2)

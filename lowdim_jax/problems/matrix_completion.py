@@ -45,6 +45,13 @@ class Completion:
         `(d_out, d_in)`: `Ω`, true where observed.
     truth
         `Φ`, where it is known.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.completion(jnp.array([[1.0, jnp.nan], [2.0, 4.0]]))
+    >>> float(problem.fraction), float(problem.loss((jnp.zeros((2, 2)),)))
+    (0.75, 14.0)
     """
 
     values: Float[Array, "d_out d_in"]
@@ -99,6 +106,13 @@ class ObservedCompletion:
 
     The entries are kept twice, by row and by column, so that each half of the gradient is a sum over
     neighbours in memory: no scattered additions, which would be an order of magnitude slower.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.observed_completion([0, 1, 1], [0, 0, 1], [1.0, 2.0, 4.0], shape=(2, 2))
+    >>> problem.shape, float(problem.loss((jnp.zeros((1, 2)), jnp.zeros((2, 1)))))
+    ((2, 2), 14.0)
     """
 
     by_row: "Groups"
@@ -183,6 +197,14 @@ def completion(matrix, mask=None, /, *, truth=None) -> Completion:
     ------
     ValueError
         If shapes do not fit, nothing is observed, or an observed entry is not finite.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (20, 10), jnp.array([3.0, 2.0]))
+    >>> problem = ld.completion(target.dense(), jax.random.uniform(jax.random.key(1), (20, 10)) < 0.5)
+    >>> problem.shape, ld.linalg.svd(problem.surrogate_matrix()).shape
+    ((20, 10), (20, 10))
     """
     xp = jnp if is_traced(matrix, mask) else np  # which has nothing to compile
     matrix = xp.asarray(matrix)
@@ -222,6 +244,13 @@ def observed_completion(
     ValueError
         If the arrays do not fit together, there is no entry, or an entry is out of range, given twice
         or not finite.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.observed_completion([0, 2, 1], [1, 0, 1], [3.0, 1.0, 2.0], shape=(3, 2))
+    >>> sorted(zip(*(part.tolist() for part in problem.triplets())))
+    [(0, 1, 3.0), (1, 1, 2.0), (2, 0, 1.0)]
     """
     if is_sparse(rows):
         shape = rows.shape if shape is None else shape

@@ -18,6 +18,13 @@ class Factorization:
 
     With a `LowRank` target and a network with a hidden layer, neither the loss nor its gradient
     forms an array of the target's shape: cost and memory are `O((d_out + d_in) r̂)` each.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 4.0])))
+    >>> round(float(problem.recovery_error((jnp.diag(jnp.array([3.0, 0.0])),))), 4)  # 4 of 5
+    0.8
     """
 
     target: Float[Array, "d_out d_in"] | LowRank
@@ -57,6 +64,13 @@ def factorization(target, /) -> Factorization:
     ------
     ValueError
         If the target is not a matrix, is empty, zero, or has entries that are not finite.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (5000, 4000), jnp.array([3.0, 2.0]))
+    >>> ld.factorization(target).shape  # factored: 5000 × 4000 numbers are never formed
+    (5000, 4000)
     """
     if isinstance(target, tuple) and len(target) == 3:
         target = low_rank(*target)

@@ -19,6 +19,13 @@ def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> Low
     ------
     ValueError
         If `rank` is not between 1 and `d / 2`.
+
+    Examples
+    --------
+    >>> import jax, lowdim_jax as ld
+    >>> target = ld.separated_target(jax.random.key(0), 50, 3)
+    >>> target.shape, target.singular_values.shape
+    ((50, 50), (3,))
     """
     if not 1 <= rank <= d // 2:
         raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ d/2 = {d // 2}")
@@ -33,6 +40,13 @@ def random_target(
     """Target of given singular values and independent Haar-random singular vectors.
 
     `O((d_out + d_in) r²)`: never forms the matrix.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> target = ld.random_target(jax.random.key(0), (30, 20), jnp.array([3.0, 2.0]))
+    >>> round(float(jnp.linalg.norm(target.dense())), 3)  # √(3² + 2²)
+    3.606
     """
     d_out, d_in = shape
     if jnp.ndim(singular_values) != 1 or jnp.size(singular_values) == 0:
@@ -58,6 +72,13 @@ def whiten(inputs: Float[Array, "d_in n"], /) -> Float[Array, "d_in n"]:
     ------
     ValueError
         If the inputs do not span `d_in` dimensions (fewer samples than that, or dependent features).
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> x = whiten(jax.random.normal(jax.random.key(0), (3, 50)))
+    >>> bool(jnp.allclose(x @ x.T, jnp.eye(3), atol=1e-5))
+    True
     """
     inputs = dense(as_matrix("inputs", inputs))
     left, sigma, right = jnp.linalg.svd(inputs, full_matrices=False)
@@ -95,6 +116,14 @@ def regression_target(
     ------
     ValueError
         If the numbers of samples differ or the inputs are not white.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, numpy as np
+    >>> x = whiten(jax.random.normal(jax.random.key(0), (3, 50)))
+    >>> outputs = jnp.array([[1.0, 2.0, 3.0]]) @ x
+    >>> np.asarray(regression_target(x, outputs).dense()).round(3)  # the map behind the outputs
+    array([[1., 2., 3.]], dtype=float32)
     """
     inputs, outputs = dense(as_matrix("inputs", inputs)), dense(as_matrix("outputs", outputs))
     if inputs.shape[1] != outputs.shape[1]:

@@ -10,7 +10,15 @@ from lowdim_jax.ratings.lines import read_lines
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings `values[k]` by user `users[k]` of item `items[k]`, and the names behind the numbers."""
+    """Ratings `values[k]` by user `users[k]` of item `items[k]`, and the names behind the numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ratings = Ratings(np.array([0, 1]), np.array([0, 0]), np.array([4.0, 2.0]), ("ann", "bob"), ("film",))
+    >>> ratings.shape
+    (2, 1)
+    """
 
     users: np.ndarray
     items: np.ndarray
@@ -31,7 +39,17 @@ class Ratings:
 
 
 def hold_out(ratings: Ratings, fraction: float, /, *, seed: int) -> tuple[Ratings, Ratings]:
-    """Ratings to train on, and a random `fraction` of them held out."""
+    """Ratings to train on, and a random `fraction` of them held out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> users, items = np.divmod(np.arange(20), 4)
+    >>> ratings = Ratings(users, items, np.ones(20), tuple("abcde"), tuple("wxyz"))
+    >>> kept, held = hold_out(ratings, 0.25, seed=0)
+    >>> len(kept.values), len(held.values)
+    (15, 5)
+    """
     held = np.random.default_rng(seed).permutation(len(ratings.values)) < fraction * len(ratings.values)
     if held.all() or not held.any():
         raise ValueError(
@@ -53,6 +71,15 @@ def read_ratings(*paths: str | Path) -> tuple[Ratings, ...]:
     ValueError
         If a file cannot be read, does not look like ratings, or a line is malformed or repeats a user and
         an item, by its number.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "ratings.csv")
+    >>> _ = path.write_text("ann,film,4\\nbob,film,2.5\\n")
+    >>> (ratings,) = read_ratings(path)
+    >>> ratings.values, list(ratings.user_names)
+    (array([4. , 2.5]), ['ann', 'bob'])
     """
     tables = [read_lines(Path(path)) for path in paths]
     user_names, item_names = (

@@ -30,7 +30,15 @@ HELD_OUT = 0.05
 
 @dataclass(frozen=True)
 class Effects:
-    """What a rating owes to its user and to its item alone: `mean + users[i] + items[j]`."""
+    """What a rating owes to its user and to its item alone: `mean + users[i] + items[j]`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> effects = Effects(3.0, np.array([0.5, -0.5]), np.array([1.0]))
+    >>> effects.predict(np.array([0, 1]), np.array([0, 0]))
+    array([4.5, 3.5])
+    """
 
     mean: float
     users: np.ndarray
@@ -43,7 +51,18 @@ class Effects:
 
 @dataclass(frozen=True)
 class RatingModel:
-    """Effects and a network: a rating is `mean + user + item + W[user, item]`, cut to the scale's ends."""
+    """Effects and a network: a rating is `mean + user + item + W[user, item]`, cut to the scale's ends.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowdim_jax import ratings
+    >>> users, items, values = np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([5.0, 3.0, 2.0])
+    >>> data = ratings.Ratings(users, items, values, ("ann", "bob"), ("one", "two"))
+    >>> model = ratings.model_of(data, ratings.estimate_effects(data))
+    >>> model.lowest, model.highest, bool(model.rmse(data) < 1.5)
+    (2.0, 5.0, True)
+    """
 
     effects: Effects
     weights: Weights | None
@@ -67,6 +86,16 @@ def estimate_effects(ratings: Ratings, /, *, minus: np.ndarray | None = None, sw
     """Global mean, and shrunken user and item effects by alternating means.
 
     `minus` are values that something else explains already, one a rating.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowdim_jax import ratings
+    >>> users, items, values = np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([5.0, 3.0, 2.0])
+    >>> data = ratings.Ratings(users, items, values, ("ann", "bob"), ("one", "two"))
+    >>> effects = ratings.estimate_effects(data)
+    >>> round(float(effects.mean), 3), bool(effects.users[0] > effects.users[1])
+    (3.333, True)
     """
     values = ratings.values if minus is None else ratings.values - minus
     mean = float(values.mean())
@@ -78,7 +107,17 @@ def estimate_effects(ratings: Ratings, /, *, minus: np.ndarray | None = None, sw
 
 
 def residual_problem(ratings: Ratings, effects: Effects, /) -> ObservedCompletion:
-    """What effects leave of the ratings, as a completion problem, in single precision."""
+    """What effects leave of the ratings, as a completion problem, in single precision.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowdim_jax import ratings
+    >>> users, items, values = np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([5.0, 3.0, 2.0])
+    >>> data = ratings.Ratings(users, items, values, ("ann", "bob"), ("one", "two"))
+    >>> ratings.residual_problem(data, ratings.estimate_effects(data)).shape
+    (2, 2)
+    """
     if np.ptp(ratings.values) == 0:
         raise ValueError(f"every rating to learn from is {ratings.values[0]:g}: nothing is left to learn")
     left = ratings.values - effects.predict(ratings.users, ratings.items)
@@ -106,6 +145,18 @@ def fit_ratings(
     ------
     ValueError
         If there are too few ratings, all of them are equal, or a depth has no start.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowdim_jax import ratings
+    >>> rng = np.random.default_rng(0)
+    >>> users, items = (part.ravel() for part in np.indices((12, 8)))
+    >>> values = np.clip(3 + rng.normal(size=12)[users] * rng.normal(size=8)[items], 1, 5)
+    >>> data = ratings.Ratings(users, items, values, tuple(range(12)), tuple(range(8)))
+    >>> model, _ = ratings.fit_ratings(data, depths=(2,), widths=(2,))
+    >>> bool(model.rmse(data) < 1)
+    True
     """
     for depth in depths:
         if depth not in STARTS:
@@ -133,7 +184,18 @@ def fit_ratings(
 
 
 def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None, /) -> RatingModel:
-    """Model that predicts ratings between the lowest and the highest one given."""
+    """Model that predicts ratings between the lowest and the highest one given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowdim_jax import ratings
+    >>> users, items, values = np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([5.0, 3.0, 2.0])
+    >>> data = ratings.Ratings(users, items, values, ("ann", "bob"), ("one", "two"))
+    >>> model = ratings.model_of(data, ratings.estimate_effects(data))
+    >>> model.predict(np.array([1]), np.array([1])).round(1)
+    array([3.])
+    """
     return RatingModel(effects, weights, float(ratings.values.min()), float(ratings.values.max()))
 
 

@@ -31,6 +31,14 @@ def singular_value_rate(
         `Φ − W`; for another loss than factorization, its negative gradient at `W`.
     depth
         `L`, the number of layers.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> sigma = jnp.array([2.0, 1.0])
+    >>> residual = jnp.diag(jnp.array([1.0, 3.0]))
+    >>> singular_value_rate(sigma, jnp.eye(2), jnp.eye(2), residual, depth=2)
+    Array([4., 6.], dtype=float32)
     """
     check_integer("depth", depth, least=1)
     aligned = jnp.einsum("ir,ij,jr->r", u, residual, v, precision=jax.lax.Precision.HIGHEST)
@@ -51,6 +59,13 @@ def balance_step(
         `x_1, …, x_L` along the last axis, before the step.
     target, learning_rate
         `σ*` and `η`, scalars or of the shape of the other axes.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> balance_step(jnp.array([1.0, 2.0]), 2.0, learning_rate=0.1)  # fitted: 1² − 2² stays
+    Array([[ 0., -3.],
+           [ 3.,  0.]], dtype=float32)
     """
     return _imbalance(*cast(factors, target, learning_rate))
 

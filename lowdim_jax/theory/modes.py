@@ -51,6 +51,12 @@ def mode_time(
     ------
     ValueError
         If `depth` is not an integer of at least 1, or another argument is out of range.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> round(float(theory.mode_time(2.0, 4.0, depth=2, scale=0.1)), 4)
+    0.7486
     """
     check("level", level, lambda v: v >= 0, "at least 0")
     mode, level = _mode(target, depth, scale, alpha, level)
@@ -75,6 +81,13 @@ def mode_trajectory(
     -------
     Singular values, of the arguments' common shape. For `L ≥ 3` the decay of a mode whose target is
     zero is not followed below `u^4 ε^L`, with `u` the rounding unit.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from lowdim_jax import theory
+    >>> np.asarray(theory.mode_trajectory(jnp.array([0.0, 5.0, 10.0]), 1.0, depth=3, scale=0.2)).round(3)
+    array([0.008, 0.913, 1.   ], dtype=float32)
     """
     check("t", t, lambda v: v >= 0, "at least 0")
     mode, t = _mode(target, depth, scale, alpha, t)
@@ -110,6 +123,14 @@ def mode_descent(
     -------
     `σ` at steps `0, k, 2k, …` along a new first axis, for `k = record_every`. Beyond the edge of
     stability it may become infinite or NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowdim_jax import theory
+    >>> run = theory.mode_descent(1.0, depth=2, scale=0.5, learning_rate=0.5, steps=6, record_every=3)
+    >>> np.asarray(run).round(3)
+    array([0.25 , 0.951, 1.   ], dtype=float32)
     """
     check_integer("steps", steps, least=0)
     check_integer("record_every", record_every, least=1)
@@ -132,6 +153,14 @@ def fit_time(
     This is `mode_time` to `(1 − tolerance) σ*`, or to `(1 + tolerance) σ*` for a component that
     starts above its target. It is 0 for one that starts fitted and `inf` for a target of zero
     (docs/theory.md 1.6).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, numpy as np
+    >>> from lowdim_jax import theory
+    >>> times = theory.fit_time(jnp.array([4.0, 2.0]), depth=2, scale=0.01, tolerance=0.05)
+    >>> np.asarray(times).round(3)
+    array([1.693, 3.212], dtype=float32)
     """
     check("tolerance", tolerance, lambda v: v > 0, "more than 0")
     mode, tolerance = _mode(target, depth, scale, alpha, tolerance)
@@ -149,6 +178,13 @@ def fit_time_small_scale(
     - `L ≥ 3`: `ε^{−(L − 2)} / ((L − 2) σ*)`, whatever the tolerance `c`;
     - `L = 2`: `(ln(σ* / ε²) + ln((1 − c) / c)) / (2 σ*)`;
     - `L = 1`: `ln(1 / c)`, the same for all components.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lowdim_jax import theory
+    >>> theory.fit_time_small_scale(jnp.array([4.0, 2.0]), depth=4, scale=0.01).round(0)  # inversely as σ*
+    Array([1250., 2500.], dtype=float32)
     """
     check("tolerance", tolerance, lambda v: (v > 0) & (v < 1), "between 0 and 1")
     mode, c = _mode(target, depth, scale, 1.0, tolerance)
@@ -165,6 +201,13 @@ def plateau_losses(targets: Float[ArrayLike, " r"], /) -> Float[Array, " r+1"]:
 
     `targets` are the singular values `σ*_j` in the order in which they are fitted (docs/theory.md
     1.6).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lowdim_jax import theory
+    >>> theory.plateau_losses(jnp.array([3.0, 2.0, 1.0]))
+    Array([7. , 2.5, 0.5, 0. ], dtype=float32)
     """
     (targets,) = cast(targets)
     if targets.ndim != 1:

@@ -21,6 +21,12 @@ def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float
     largest eigenvalue of the Hessian, each factor scaled by its relative learning rate
     (docs/theory.md 5.1; 5.2 for `α ≠ 1`). Exact for `α = 1` and for `L ≤ 2`, otherwise the limit
     `ε → 0`, where the outer factors end at `√α` times the middle ones.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> float(theory.sharpness(4.0, depth=2))
+    8.0
     """
     check_integer("depth", depth, least=1)
     check("top", top, lambda v: v >= 0, "at least 0")
@@ -67,7 +73,16 @@ def training_sharpness(
 def max_learning_rate(
     top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0
 ) -> Float[Array, "..."]:
-    """Learning rate `2 / sharpness` below which the minimum attracts gradient descent."""
+    """Learning rate `2 / sharpness` below which the minimum attracts gradient descent.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> float(theory.max_learning_rate(4.0, depth=2))
+    0.25
+    >>> float(theory.max_learning_rate(4.0, depth=2, alpha=4.0))
+    0.0625
+    """
     with np.errstate(divide="ignore"):  # α = 0 is stable at any rate
         return as_array(2 / on_host(sharpness(top, depth=depth, alpha=alpha)))
 
@@ -88,6 +103,13 @@ def explicit_steps(
     no explicit method can make steps longer than `step_rate / sharpness`, however slowly component
     `i` moves. The rate `step_rate` is 1 for gradient descent at half the edge of stability, 2 at
     the edge, and about 3 for Runge-Kutta methods of order 4 or 5.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lowdim_jax import theory
+    >>> theory.explicit_steps(jnp.array([4.0, 2.0]), depth=3, scale=0.1, tolerance=0.05).round(0)
+    Array([48., 97.], dtype=float32)
     """
     wait = fit_time(targets, depth=depth, scale=scale, tolerance=tolerance, alpha=alpha)
     return wait * sharpness(jnp.max(jnp.asarray(targets)), depth=depth, alpha=alpha) / step_rate
@@ -114,6 +136,13 @@ def two_cycle(
     ------
     ValueError
         If an argument is out of range.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> low, high = theory.two_cycle(1.0, depth=2, learning_rate=1.1)  # the edge is at 1
+    >>> round(float(low), 3), round(float(high), 3)
+    (0.663, 1.246)
     """
     check_integer("depth", depth, least=2)
     check("target", target, lambda v: v >= 0, "at least 0")

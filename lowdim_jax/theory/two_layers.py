@@ -24,7 +24,16 @@ from lowdim_jax.theory._arguments import cast, check
 
 
 class TwoLayerFlow(NamedTuple):
-    """A network of two layers under gradient flow, but for a rotation of its hidden units."""
+    """A network of two layers under gradient flow, but for a rotation of its hidden units.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lowdim_jax import theory
+    >>> run = theory.two_layer_flow(jnp.array([0.0, 2.0]), 0.1 * jnp.eye(2), 0.1 * jnp.eye(2), jnp.eye(2))
+    >>> run.end_to_end.shape, run.inner_gram.shape
+    ((2, 2, 2), (2, 2, 2))
+    """
 
     end_to_end: Float[Array, "... d_out d_in"]
     """`W_2 W_1`."""
@@ -75,7 +84,7 @@ def two_layer_flow(
     >>> target = jnp.diag(jnp.array([3.0, 1.0]))
     >>> start = 0.1 * jnp.eye(2)
     >>> run = theory.two_layer_flow(jnp.array([0.0, 1.0, 1e6]), start, start, target)
-    >>> print(run.end_to_end[:, 1, 1].round(3))
+    >>> print(np.asarray(run.end_to_end[:, 1, 1]).round(3))
     [0.01  0.069 1.   ]
     """
     check("t", t, lambda v: v >= 0, "at least 0")
@@ -103,6 +112,14 @@ def tangent_kernel(
     `K[a, i, b, j] = Σ ∂W_ai/∂w ∂W_bj/∂w` over all weights `w`, which is
     `δ_ab (W_1ᵀ W_1)_ij + (W_2 W_2ᵀ)_ab δ_ij`: the end-to-end matrix moves by `Ẇ = −K ∇ℓ(W)` (docs/theory.md
     2.7). Of inputs `x` the kernel of the network's outputs is `Σ_ij x_i x'_j K[a, i, b, j]`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from lowdim_jax import theory
+    >>> kernel = theory.tangent_kernel(jnp.eye(2), jnp.eye(3))
+    >>> kernel.shape, float(kernel[0, 0, 0, 0])
+    ((3, 2, 3, 2), 2.0)
     """
     d_in, d_out = inner_gram.shape[-1], outer_gram.shape[-1]
     inner = jnp.einsum("...ij,ab->...aibj", inner_gram, jnp.eye(d_out, dtype=inner_gram.dtype))
@@ -110,7 +127,14 @@ def tangent_kernel(
 
 
 def imbalance(inner: np.ndarray, outer: np.ndarray, /) -> tuple[float, float]:
-    """`λ` and `‖W_2ᵀ W_2 − W_1 W_1ᵀ − λI‖_F`, relative to `‖W_1‖_F² + ‖W_2‖_F²`."""
+    """`λ` and `‖W_2ᵀ W_2 − W_1 W_1ᵀ − λI‖_F`, relative to `‖W_1‖_F² + ‖W_2‖_F²`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> imbalance(np.eye(2), 2 * np.eye(2))  # λ = 2² − 1, exactly
+    (3.0, 0.0)
+    """
     difference = outer.T @ outer - inner @ inner.T
     balance = np.trace(difference) / len(difference)
     size = np.sum(inner**2) + np.sum(outer**2)

@@ -29,6 +29,12 @@ def write(path: Path, /) -> Path:
     ------
     ValueError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> write(Path(tempfile.mkdtemp(), "explorer.html")).name
+    'explorer.html'
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,14 @@ class Images(NamedTuple):
         `(n, height, width, channels)`, float32 in `[0, 1]`.
     labels
         `(n,)`, int32, from 0.
+
+    Examples
+    --------
+    >>> from lowdim_jax.nn import reference
+    >>> data = reference.digits()
+    >>> train, test = data.split(held_out=0.2)
+    >>> train.images.shape[1:], len(train.labels) + len(test.labels)
+    ((8, 8, 1), 1797)
     """
 
     images: np.ndarray
@@ -43,7 +51,13 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """The 1,797 handwritten digits of 8×8 pixels that scikit-learn brings along."""
+    """The 1,797 handwritten digits of 8×8 pixels that scikit-learn brings along.
+
+    Examples
+    --------
+    >>> digits().images.shape
+    (1797, 8, 8, 1)
+    """
     from sklearn.datasets import load_digits  # slow to import
 
     found = load_digits()
@@ -60,6 +74,11 @@ def load_images(directory: str | Path | None = None, /) -> Images:
     ------
     ValueError
         If there are none in the directory, or they cannot be read.
+
+    Examples
+    --------
+    >>> load_images().images.shape  # without a folder: the digits
+    (1797, 8, 8, 1)
     """
     if directory is None:
         return digits()
@@ -90,6 +109,17 @@ def mnist(directory: str | Path, /, part: str = "train") -> Images:
     ------
     ValueError
         If a file is missing, truncated, not in IDX format, or the two do not belong together.
+
+    Examples
+    --------
+    >>> import gzip, numpy as np, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> header = bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2])
+    >>> _ = (folder / "train-images-idx3-ubyte").write_bytes(header + bytes([0, 255, 0, 0]))
+    >>> _ = (folder / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
+    >>> data = mnist(folder)
+    >>> data.images.shape, data.labels
+    ((1, 2, 2, 1), array([7], dtype=int32))
     """
     images, labels = (
         read_idx(_find(directory, f"{part}-{name}-ubyte"))
@@ -118,6 +148,15 @@ def cifar10(directory: str | Path, /, part: str = "train") -> Images:
     ------
     ValueError
         If a file is missing or truncated, or a label is none of 0 … 9.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "test_batch.bin").write_bytes(bytes([3]) + bytes(3072))
+    >>> data = cifar10(folder, "test")
+    >>> data.images.shape, data.labels
+    ((1, 32, 32, 3), array([3], dtype=int32))
     """
     names = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
     if part not in names:
@@ -135,6 +174,14 @@ def read_idx(path: str | Path, /) -> np.ndarray:
     ValueError
         If the file is not one of unsigned bytes in IDX format, or its size is not what its header
         says.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "labels")
+    >>> _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))
+    >>> read_idx(path)
+    array([7, 9], dtype=uint8)
     """
     data = _read(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != IDX_BYTES:

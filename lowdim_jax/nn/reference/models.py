@@ -33,6 +33,14 @@ class Head(nnx.Module):
         reaches the layer has a higher rank than there are classes.
     scale
         `ε` at which that network starts.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from lowdim_jax.nn import reference
+    >>> reference.Head(8, 3, "plain", rngs=nnx.Rngs(0))(jnp.ones((2, 8))).shape
+    (2, 3)
     """
 
     def __init__(
@@ -63,7 +71,16 @@ class Head(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`depth` ReLU layers of one width; further arguments are the `Head`'s."""
+    """`depth` ReLU layers of one width; further arguments are the `Head`'s.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from lowdim_jax.nn import reference
+    >>> reference.MLP((8, 8, 1), 10, width=16, rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 1))).shape
+    (2, 10)
+    """
 
     def __init__(
         self,
@@ -94,7 +111,16 @@ class MLP(nnx.Module):
 
 
 class ConvNet(nnx.Module):
-    """Two 3×3 convolutions, each followed by 2×2 pooling, and one dense layer, all with ReLU."""
+    """Two 3×3 convolutions, each followed by 2×2 pooling, and one dense layer, all with ReLU.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from lowdim_jax.nn import reference
+    >>> reference.ConvNet((8, 8, 1), 10, channels=2, width=8, rngs=nnx.Rngs(0))(jnp.ones((2, 8, 8, 1))).shape
+    (2, 10)
+    """
 
     def __init__(
         self,
@@ -127,7 +153,15 @@ class ConvNet(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Transformer block: attention and a perceptron, each normalized first and added to its input."""
+    """Transformer block: attention and a perceptron, each normalized first and added to its input.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> Block(8, 2, rngs=nnx.Rngs(0))(jnp.ones((1, 3, 8))).shape
+    (1, 3, 8)
+    """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -150,7 +184,17 @@ class Block(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Patches as tokens with learned positions, `Block`s, and the mean token to the `Head`."""
+    """Patches as tokens with learned positions, `Block`s, and the mean token to the `Head`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from lowdim_jax.nn import reference
+    >>> model = reference.VisionTransformer((8, 8, 1), 10, width=8, depth=1, heads=2, rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((2, 8, 8, 1))).shape
+    (2, 10)
+    """
 
     def __init__(
         self,

@@ -17,7 +17,14 @@ from lowdim_jax.nn.reference.data import Images
 def cross_entropy(
     model: nnx.Module, images: Float[Array, "n h w c"], labels: Int[Array, " n"], /
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy of a classifier, in nats: optax's, as `loss(model, *batch)`."""
+    """Mean softmax cross-entropy of a classifier, in nats: optax's, as `loss(model, *batch)`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> round(float(cross_entropy(lambda x: jnp.zeros((1, 10)), jnp.zeros((1, 2, 2, 1)), jnp.array([3]))), 4)
+    2.3026
+    """
     logits = model(images)  # type: ignore[operator]
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -54,6 +61,15 @@ def train(
     ------
     ValueError
         If there are fewer images than a batch takes, or `record_every` is below 1.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> import optax
+    >>> from lowdim_jax.nn import reference
+    >>> model = reference.MLP((8, 8, 1), 10, width=16, rngs=nnx.Rngs(0))
+    >>> list(reference.train(model, optax.sgd(0.1), reference.digits(), steps=4, record_every=2))
+    [0, 2, 4]
     """
     if not 1 <= batch_size <= len(data.labels):
         raise ValueError(f"batch_size={batch_size}, expected 1 to {len(data.labels)}, the number of images")
@@ -76,6 +92,14 @@ def accuracy(model: nnx.Module, data: Images, /) -> float:
     """Fraction of images whose largest logit is their label's.
 
     The model is seen as at evaluation (running statistics, no dropout), and is left as it is.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax.nn import reference
+    >>> model = reference.MLP((8, 8, 1), 10, width=16, rngs=nnx.Rngs(0))
+    >>> 0 <= reference.accuracy(model, reference.digits()) <= 1
+    True
     """
     seen = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graph, state = nnx.split(seen)
