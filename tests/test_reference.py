@@ -78,6 +78,7 @@ def problems():
         "factorization": networks.factorization(target),
         "sensing": networks.sensing(stack, rng.standard_normal(5), 1.7),
         "completion": networks.completion(target, mask),
+        "regression": networks.regression(rng.standard_normal((4, 6)), rng.standard_normal((3, 6))),
         "observed": networks.observed(rows, columns, target[rows, columns], (3, 4)),
     }
 

@@ -1,6 +1,7 @@
 """The checks, one module a family; importing this package registers them."""
 
 from theory_checks.checks import (
+    any_width,
     closed_forms,
     compression,
     conservation,
@@ -17,6 +18,7 @@ from theory_checks.checks import (
 )
 
 __all__ = [
+    "any_width",
     "closed_forms",
     "compression",
     "conservation",

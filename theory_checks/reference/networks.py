@@ -74,6 +74,17 @@ def observed(rows: ArrayLike, columns: ArrayLike, values: ArrayLike, shape: tupl
     return evaluate
 
 
+def regression(inputs: ArrayLike, outputs: ArrayLike) -> MatrixLoss:
+    """`½ Σ (W X − Y)²`, one sample a column."""
+    inputs, outputs = np.asarray(inputs, float), np.asarray(outputs, float)
+
+    def evaluate(matrix):
+        misfit = matrix @ inputs - outputs
+        return 0.5 * np.sum(misfit**2), misfit @ inputs.T
+
+    return evaluate
+
+
 def loss_and_gradients(problem: MatrixLoss, weights: Sequence[np.ndarray]) -> tuple[float, Network]:
     """The loss, and `∇_l = (W_L ⋯ W_{l+1})ᵀ ∇ℓ(W) (W_{l−1} ⋯ W_1)ᵀ` of every layer."""
     loss, outer = problem(product(weights))
