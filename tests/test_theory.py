@@ -122,6 +122,63 @@ def test_small_scale_law_is_the_limit_of_the_fit_time(x64):
         assert errors[-1] < 1e-4
 
 
+def conditioned(level, target, depth, scale, time):
+    """How much more than their own rounding the arguments' rounding can change a time, at least 1."""
+    speeds = [abs(float(reference_modes.rate(x, target, depth=depth))) for x in (level, scale**depth)]
+    return 1 + (level / speeds[0] + depth * scale**depth / speeds[1]) / time
+
+
+@pytest.mark.parametrize("depth", [3, 5, 8])
+def test_times_are_those_of_30_digits_from_either_side_over_any_distance(x64, depth):
+    rng = np.random.default_rng(depth)
+    target = 10 ** rng.uniform(-2, 2, 24)
+    parts = 10 ** rng.uniform(-12, -1, 8), rng.uniform(0.05, 0.999, 8), rng.uniform(1.01, 30, 8)
+    ratio = np.concatenate(parts)
+    way = np.tile([1e-6, 0.01, 0.3, 0.5, 0.9, 0.999, 1 - 1e-7, 0.1], 3)
+    scale = (ratio * target) ** (1 / depth)
+    start = scale**depth
+    level = start + way * (target - start)
+    found = theory.mode_time(level, target, depth=depth, scale=scale)
+    for i in range(24):
+        exact = float(reference_modes.mode_time(level[i], target[i], depth=depth, scale=scale[i]))
+        allowed = 1e-14 * conditioned(level[i], target[i], depth, scale[i], exact)
+        assert abs(float(found[i]) / exact - 1) < allowed
+
+
+@pytest.mark.parametrize("depth", [3, 6])
+def test_the_derivative_of_a_time_in_its_level_is_one_over_the_speed(x64, depth):
+    level, target, scale = np.array([2e-9, 0.3, 1.9, 2 - 1e-9, 2.5]), 2.0, np.array([1e-3] * 4 + [1.4])
+
+    def total(level):
+        return theory.mode_time(level, target, depth=depth, scale=scale).sum()
+
+    speed = np.array([float(reference_modes.rate(x, target, depth=depth)) for x in level])
+    assert_close(jax.grad(total)(jnp.asarray(level)), 1 / speed, rtol=1e-13)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_fit_times_resolve_any_tolerance(x64, depth):
+    target, scale = np.array([2.0, 2.0, 0.01]), np.array([0.1, 0.6, 0.9])
+    for tolerance in (1e-8, 1e-13, 1e-17):
+        found = theory.fit_time(target, depth=depth, scale=scale, tolerance=tolerance)
+        for i in range(3):
+            exact = reference_modes.fit_time(target[i], depth=depth, scale=scale[i], tolerance=tolerance)
+            assert_close(found[i], float(exact), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("depth", "scale"), [(2, 1e-21), (3, 1e-14), (5, 1e-9), (8, 1e-6)])
+def test_starts_below_the_smallest_number_of_single_precision_are_followed(x64, depth, scale):
+    assert np.float32(scale) ** depth < np.finfo(np.float32).tiny
+    settings = {"depth": depth, "scale": np.float32(scale)}
+    half = float(theory.fit_time(3.0, depth=depth, scale=float(np.float32(scale)), tolerance=0.5))
+    if half < 1e38:
+        assert_close(theory.mode_time(np.float32(1.5), np.float32(3), **settings), half, rtol=1e-5)
+    early = theory.mode_trajectory(np.float32(0), np.float32(3), **settings)
+    assert 0 <= early <= np.finfo(np.float32).tiny
+    late = theory.mode_trajectory(np.float32(min(3 * half, 3e38)), np.float32(3), **settings)
+    assert_close(late, 3.0 if half < 1e38 else 0.0, rtol=1e-5)
+
+
 # --- Trajectories ---------------------------------------------------------------------------------
 
 
@@ -201,6 +258,33 @@ def test_discrepant_rates_only_rescale_time_up_to_depth_two(x64):
     for depth in (1, 2):
         fast = theory.mode_trajectory(t, 7.0, depth=depth, scale=0.1, alpha=3.0)
         assert_close(fast, theory.mode_trajectory(3 * t, 7.0, depth=depth, scale=0.1), 1e-14)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_derivatives_at_a_start_on_the_target_are_those_of_30_digits(x64, depth):
+    t, target = 1.0, 0.5**depth
+
+    def sigma(target, scale):
+        return theory.mode_trajectory(t, target, depth=depth, scale=scale)
+
+    def exact(target, scale):
+        return float(reference_modes.mode_value(t, target, depth=depth, scale=scale))
+
+    h, slopes = 1e-5, jax.grad(sigma, argnums=(0, 1))(target, 0.5)
+    assert_close(slopes[0], (exact(target + h, 0.5) - exact(target - h, 0.5)) / (2 * h), rtol=1e-8)
+    assert_close(slopes[1], (exact(target, 0.5 + h) - exact(target, 0.5 - h)) / (2 * h), rtol=1e-8)
+
+
+def test_a_mode_without_target_is_gone_after_any_time(x64):
+    assert 0 <= theory.mode_trajectory(1e308, 0.0, depth=2, scale=1.0) < 1e-307
+    assert jnp.isfinite(jax.grad(lambda t: theory.mode_trajectory(t, 0.0, depth=2, scale=1.0))(1e308))
+
+
+def test_the_small_scale_law_of_a_target_of_zero_is_never(x64):
+    for depth in (1, 2, 3):
+        law = theory.fit_time_small_scale(jnp.array([0.0, 1.0]), depth=depth, scale=0.1)
+        assert jnp.isinf(law[0])
+        assert jnp.isfinite(law[1])
 
 
 # --- Gradient descent -----------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 Below the target s = ln(σ / (σ* − σ)), above it s = −ln(σ − σ*); both grow, ṡ = K(σ) max(1, σ*/σ).
 Close to the target ṡ is constant, far from it an exponential of s; between, 1/ṡ is analytic in
-the strip |Im s| < π/2, so that Gauss-Legendre quadrature converges geometrically on panels of
-fixed width. Nothing cancels or overflows, at any time and from either side, σ* = 0 included. (For
-α = 1 the integral is elementary, logarithms at the L-th roots of unity, but their sum cancels for
-short times and for starts far above the target.)
+the strip |Im s| < π/2. With one rate for all factors the time is a power series on either side of
+half-way (`_series`); over short distances, where their difference cancels, and with discrepant rates it is
+a Gauss-Legendre quadrature, which converges geometrically on panels of fixed width. Nothing cancels or
+overflows, at any time and from either side, σ* = 0 included, nor where ε^L is below the smallest number.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from lowdim_jax.theory._series import beyond, passed_below, start_above, start_below
 
 
 @jax.tree_util.register_dataclass
@@ -32,13 +35,20 @@ class Mode:
         return self.scale**self.depth
 
     @property
+    def log_start(self):
+        return self.depth * jnp.log(self.scale)
+
+    @property
     def rising(self):
         return self.start < self.target
 
-    def position(self, sigma):
-        """The variable `s` at a singular value between start and target."""
-        log_sigma = jnp.where(self.rising, jnp.log(sigma), 0)
-        return log_sigma - jnp.log(jnp.abs(self.target - sigma))
+    def position(self, log_sigma, gap):
+        """The variable `s` at a singular value between start and target, `gap` away from this one."""
+        return jnp.where(self.rising, log_sigma, 0) - jnp.log(gap)
+
+    @property
+    def origin(self):
+        return self.position(self.log_start, jnp.abs(self.target - self.start))
 
     def sigma(self, s):
         up = self.rising  # each branch gets harmless numbers where it is not the one chosen
@@ -58,13 +68,13 @@ class Mode:
         else:
             outer, middle = self.squared_factors(log_sigma, self.alpha)
             rates = 2 * self.alpha / outer + (self.depth - 2) / middle
-            log_kernel = 2 * log_sigma + jnp.log(rates)
+            log_kernel = 2 * (log_sigma - jnp.log(self.scale)) + jnp.log(rates)
         log_ratio = jnp.log(jnp.where(self.rising, self.target, 1)) - log_sigma
         speed = jnp.exp(log_kernel + jnp.where(self.rising, log_ratio, 0))
         return jnp.maximum(speed, jnp.finfo(speed.dtype).tiny)  # in float32 it can underflow
 
     def squared_factors(self, log_sigma, alpha):
-        """Solve `x_o² x_m^{L−2} = σ`, `x_o² − α x_m² = (1 − α) ε²` for `x_o²`, `x_m²`; `L ≥ 3`.
+        """Solve `x_o² x_m^{L−2} = σ`, `x_o² − α x_m² = (1 − α) ε²` for `x_o²`, `x_m²`, over `ε²`; `L ≥ 3`.
 
         The unknown `u` is the logarithm, in units of `ε²`, of the square that can vanish: the outer
         one if `α ≥ 1`, else the middle one. The other square then is `1 − a + a e^u`, and the
@@ -76,13 +86,13 @@ class Mode:
         a = jnp.where(slow, alpha, 1 / jnp.where(slow, 1, alpha))
         p = jnp.where(slow, self.depth / 2 - 1, 1)
         q = self.depth / 2 - p
-        goal = log_sigma - self.depth * jnp.log(self.scale)
+        goal = log_sigma - self.log_start
         u = 2 / self.depth * goal
         for _ in range(8):
             u = jax.lax.stop_gradient(u)  # the derivative of the root is that of the last step
             other = 1 - a + a * jnp.exp(u)
             u = u - (p * u + q * jnp.log(other) - goal) / (p + q * a * jnp.exp(u) / other)
-        vanishing, other = self.scale**2 * jnp.exp(u), self.scale**2 * (1 - a + a * jnp.exp(u))
+        vanishing, other = jnp.exp(u), 1 - a + a * jnp.exp(u)
         return jnp.where(slow, other, vanishing), jnp.where(slow, vanishing, other)
 
 
@@ -95,6 +105,7 @@ def _gauss_legendre(panels: int, order: int) -> tuple[np.ndarray, np.ndarray]:
 
 _WHOLE_WAY = _gauss_legendre(panels=8, order=48)
 _STRIDE, _ONE_STRIDE = 2.5, _gauss_legendre(panels=1, order=16)
+_SHORT, _SHORT_WAY = 0.5, _gauss_legendre(panels=1, order=6)
 
 
 def _duration(mode, s, move, rule):
@@ -105,6 +116,72 @@ def _duration(mode, s, move, rule):
 
     nodes, weights = (jnp.asarray(array, move.dtype) for array in rule)
     return move * jnp.sum(jax.vmap(part)(nodes, weights), axis=0)
+
+
+@jax.custom_jvp
+def _elapsed(mode, origin, s):
+    """Flow time from position `origin` to `s`; derivatives in both are exact, not those of a quadrature."""
+    if mode.alpha is not None:
+        return _duration(mode, origin, s - origin, _WHOLE_WAY)
+    short = s - origin < _SHORT
+    near = _duration(mode, origin, jnp.where(short, s - origin, 0), _SHORT_WAY)
+    far = jnp.where(mode.rising, _risen(mode, origin, s), _fallen(mode, origin, s))
+    return jnp.where(short, near, far)
+
+
+@_elapsed.defjvp
+def _elapsed_jvp(primals, tangents):
+    mode, origin, s = primals
+    mode_dot, origin_dot, s_dot = tangents
+    time, slope = jax.jvp(lambda mode: _elapsed.fun(mode, origin, s), (mode,), (mode_dot,))
+    return time, slope + s_dot / mode.speed(s) - origin_dot / mode.speed(origin)
+
+
+def _risen(mode, origin, s):
+    target = jnp.where(mode.rising, mode.target, 1)
+    up = [jnp.where(mode.rising, position, 0) for position in (origin, s)]
+    time = passed_below(up[1], mode.depth) - passed_below(up[0], mode.depth)
+    return time * target ** (2 / mode.depth - 2)
+
+
+def _fallen(mode, origin, s):
+    target = jnp.where(mode.rising, 0, mode.target)
+    down = [jnp.where(mode.rising, 0, position) for position in (origin, s)]
+    return beyond(down[1], target, mode.depth) - beyond(down[0], target, mode.depth)
+
+
+def _arrive(mode, time, start, end):
+    """The position after `time` for `α = 1`: Newton's method on the series, from a bound of the root.
+
+    The time is concave in `s` below the target and convex above: it converges from anywhere.
+    """
+    depth, up = mode.depth, mode.rising
+    target_up, target_down = jnp.where(up, mode.target, 1), jnp.where(up, 0, mode.target)
+    pace = target_up ** (2 - 2 / depth)
+
+    def clock(s):
+        below = passed_below(jnp.where(up, s, 0), depth) / pace
+        return jnp.where(up, below, beyond(jnp.where(up, 0, s), target_down, depth))
+
+    goal = jnp.minimum(clock(start) + time, jnp.finfo(start.dtype).max)
+    guess = jnp.where(
+        up, start_below(jnp.where(up, goal, 0) * pace, depth),
+        start_above(jnp.where(up, 1, goal), target_down, depth),
+    )
+
+    def step(carry):
+        s, _, count = carry
+        moved = jnp.clip(s + (goal - clock(s)) * mode.speed(s), start, end)
+        moved = jnp.where(jnp.isnan(moved), start, moved)  # the wait is longer than the largest number
+        return moved, moved - s, count + 1
+
+    def moving(carry):
+        s, move, count = carry
+        accuracy = jnp.finfo(s.dtype).eps ** 0.6  # squared once more by the step that is differentiated
+        return jnp.any(jnp.abs(move) > accuracy * (1 + jnp.abs(s))) & (count < 50)
+
+    s = jnp.clip(guess, start, end)
+    return jax.lax.while_loop(moving, step, (s, jnp.full_like(s, jnp.inf), 0))[0]
 
 
 def _travel(mode, time, start, end):
@@ -128,22 +205,28 @@ def _off_target(mode):
 
 
 @jax.jit
-def flow_time(mode, level):
-    """Time from the start to `level`; infinite for one that is not on the way to the target."""
+def flow_time(mode, level, gap):
+    """Time from the start to `level`, `gap` away from the target; infinite where it is not on the way."""
     start, target = mode.start, mode.target
-    passed = ((start <= level) & (level < target)) | ((target < level) & (level <= start))
+    up = (start <= level) & (level < target) & (level > 0)
+    passed = up | ((target < level) & (level <= start))
     at_start = jnp.abs(level - start) <= 4 * jnp.finfo(start.dtype).eps * start
-    level = jnp.where(passed, level, start)
+    away = jnp.where(start == target, start, jnp.abs(target - start))
+    level, gap = jnp.where(passed, level, start), jnp.where(passed, gap, away)
     mode = _off_target(mode)
-    gap = mode.target - level
     if mode.depth == 1:
-        time = jnp.log1p((level - start) / gap) / mode.alpha
+        time = jnp.log1p((level - start) / jnp.where(mode.rising, gap, -gap)) / mode.alpha
     elif mode.depth == 2:
-        time = _log1p_over(mode.target, (level - start) / (start * gap)) / (2 * mode.alpha)
+        signed = jnp.where(mode.rising, gap, -gap)
+        time = _log1p_over(mode.target, (level - start) / (start * signed)) / (2 * mode.alpha)
+        faint = _faint(mode)
+        logs = jnp.log(jnp.where(faint, level * (mode.target - start), 1)) - jnp.log(jnp.where(faint, gap, 1))
+        late = (logs - mode.log_start) / jnp.where(faint, 2 * mode.alpha * mode.target, 1)
+        time = jnp.where(faint, late, time)
     else:
-        origin = mode.position(start)
-        time = _duration(mode, origin, mode.position(level) - origin, _WHOLE_WAY)
-    return jnp.where(passed | at_start, time, jnp.inf)
+        log_level = jnp.where(passed, jnp.log(jnp.where(passed, level, 1)), mode.log_start)
+        time = _elapsed(mode, mode.origin, mode.position(log_level, gap))
+    return jnp.where(passed, time, jnp.where(at_start, 0, jnp.inf))
 
 
 @jax.jit
@@ -153,21 +236,34 @@ def flow_value(mode, t):
     if mode.depth == 1:
         return start * jnp.exp(-mode.alpha * t) - target * jnp.expm1(-mode.alpha * t)
     if mode.depth == 2:
-        clock = 2 * mode.alpha * t
-        return start / (jnp.exp(-target * clock) + start * _expm1_over(target, clock))
+        clock = jnp.minimum(2 * mode.alpha * t, jnp.finfo(t.dtype).max)
+        done = _expm1_over(target, clock)
+        faint = _faint(mode)
+        ahead = jnp.exp(jnp.where(faint, -target * clock - mode.log_start, 0)) + done
+        return jnp.where(faint, 1 / ahead, start / (jnp.exp(-target * clock) + start * done))
 
+    rates = 2 * (1 if mode.alpha is None else mode.alpha) + mode.depth - 2
+    kernel = rates * mode.scale ** (2 * mode.depth - 2)
+    resting = target + (start - target) * jnp.exp(-kernel * t)  # for start = target: the same to first order
     mode = _off_target(mode)
-    origin = mode.position(start)
+    origin = mode.origin
     info = jnp.finfo(start.dtype)
-    faded = jnp.minimum(origin - 4 * jnp.log(info.eps), -jnp.log(info.tiny))
-    end = jnp.where(mode.rising, -2 * jnp.log(info.eps), faded)  # here the motion is over
+    faded = jnp.minimum(origin - 4 * math.log(info.eps), -math.log(info.tiny))
+    end = jnp.where(mode.rising, -2 * math.log(info.eps), faded)  # here the motion is over
 
-    s = _travel(*jax.lax.stop_gradient((mode, t, origin, end)))
+    find = _travel if mode.alpha is not None else _arrive
+    s = find(*jax.lax.stop_gradient((mode, t, origin, jnp.maximum(end, origin))))
     over = s > end - 1
     # One more step of Newton's method, this one differentiated, has the derivatives of the inverse.
-    left = jnp.where(over, 0, t) - _duration(mode, origin, s - origin, _WHOLE_WAY)
+    left = jnp.where(over, 0, t) - _elapsed(mode, origin, s)
     s = jnp.where(over, s, s + mode.speed(s) * left)
-    return jnp.where(start == target, target, mode.sigma(s))
+    return jnp.where(start == target, resting, mode.sigma(s))
+
+
+def _faint(mode):
+    """Whether the start of a rising mode is a number that arithmetic takes for zero, or nearly so."""
+    info = jnp.finfo(mode.scale.dtype)
+    return mode.rising & (mode.start < info.tiny / info.eps)
 
 
 def _log1p_over(rate, x):
@@ -180,8 +276,8 @@ def _log1p_over(rate, x):
 def _expm1_over(rate, x):
     """`(1 − e^{−rate x}) / rate`, also for a rate of zero."""
     small = rate * x < jnp.sqrt(jnp.finfo(x.dtype).eps)
-    safe = jnp.where(small, 1, rate)
-    return jnp.where(small, x * (1 - rate * x / 2), -jnp.expm1(-safe * x) / safe)
+    safe, few = jnp.where(small, 1, rate), jnp.where(small, x, 0)
+    return jnp.where(small, few * (1 - rate * few / 2), -jnp.expm1(-safe * x) / safe)
 
 
 @partial(jax.jit, static_argnames=("records", "record_every"))

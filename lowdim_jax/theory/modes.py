@@ -11,7 +11,7 @@ outer factors, 1 for those between. With one rate for all, `K = L σ^{2 − 2/L}
 
 Times are flow times: one step of gradient descent of learning rate `η` advances the flow by `η`.
 Arguments broadcast against each other, and every function composes with `jit`, `vmap` and `grad`.
-Precision is that of the arguments, in which `ε^L` must be representable. An argument out of range
+Precision is that of the arguments; `ε^L` may be below its smallest number. An argument out of range
 raises `ValueError` with its name; values that are traced are not checked.
 """
 
@@ -29,7 +29,8 @@ def mode_time(
     """Flow time at which a singular value that starts at `ε^L` reaches `level`.
 
     `t = ∫ dσ / (K(σ) (σ* − σ))` from `ε^L` to `level` (docs/theory.md 2.2; 2.5 for `α ≠ 1`): in
-    closed form for `L ≤ 2`, by Gauss-Legendre quadrature to rounding for `L ≥ 3`.
+    closed form for `L ≤ 2`, to rounding by power series for `L ≥ 3`, by Gauss-Legendre quadrature if
+    `α ≠ 1`. Its derivative in `level` is `1 / (K(σ) (σ* − σ))`, exactly.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def mode_time(
     """
     check("level", level, lambda v: v >= 0, "at least 0")
     mode, level = _mode(target, depth, scale, alpha, level)
-    return flow_time(mode, level)
+    return flow_time(mode, level, jnp.abs(mode.target - level))
 
 
 def mode_trajectory(
@@ -165,9 +166,14 @@ def fit_time(
     check("tolerance", tolerance, lambda v: v > 0, "more than 0")
     mode, tolerance = _mode(target, depth, scale, alpha, tolerance)
     start, slack = mode.start, tolerance * mode.target
-    level = jnp.where(start < mode.target, mode.target - slack, mode.target + slack)
     fitted = jnp.abs(start - mode.target) <= slack
-    return flow_time(mode, jnp.where(fitted, start, level))
+    above = start > mode.target
+    # Where the slack is lost in rounding, the level is the target's neighbour: the gap is what counts then.
+    share = jnp.maximum(tolerance, jnp.finfo(start.dtype).eps)
+    level = jnp.where(above, 1 + share, 1 - share) * mode.target
+    gap = jnp.where(fitted, jnp.abs(mode.target - start), slack)
+    time = flow_time(mode, jnp.where(fitted, start, level), gap)
+    return jnp.where(fitted, 0, time)
 
 
 def fit_time_small_scale(
@@ -179,6 +185,8 @@ def fit_time_small_scale(
     - `L = 2`: `(ln(σ* / ε²) + ln((1 − c) / c)) / (2 σ*)`;
     - `L = 1`: `ln(1 / c)`, the same for all components.
 
+    A target of zero is never fitted: `inf`.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -188,12 +196,14 @@ def fit_time_small_scale(
     """
     check("tolerance", tolerance, lambda v: (v > 0) & (v < 1), "between 0 and 1")
     mode, c = _mode(target, depth, scale, 1.0, tolerance)
+    target = jnp.where(mode.target > 0, mode.target, 1)
     if depth == 1:
-        return -jnp.log(c)
-    if depth == 2:
-        odds = (1 - c) / c
-        return jnp.log(odds * mode.target / mode.scale**2) / (2 * mode.target)
-    return mode.scale ** (2 - depth) / ((depth - 2) * mode.target)
+        time = -jnp.log(c)
+    elif depth == 2:
+        time = (jnp.log((1 - c) / c * target) - 2 * jnp.log(mode.scale)) / (2 * target)
+    else:
+        time = mode.scale ** (2 - depth) / ((depth - 2) * target)
+    return jnp.where(mode.target > 0, time, jnp.inf)
 
 
 def plateau_losses(targets: Float[ArrayLike, " r"], /) -> Float[Array, " r+1"]:
