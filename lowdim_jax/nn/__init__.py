@@ -10,7 +10,8 @@ figures train are in `lowdim_jax.nn.reference`.
 """
 
 from lowdim_jax.nn.adapters import Adapted, DeltaParam, DeltaStart, Report, adapt, merge
-from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, compress_layer
+from lowdim_jax.nn.conversion import compress_layer
+from lowdim_jax.nn.layers import CompressedLinear, DeepLinear
 from lowdim_jax.nn.paths import layer_at, replace_layer
 from lowdim_jax.nn.roles import parameter_roles, partition
 from lowdim_jax.nn.start import layer_surrogate, spectral_start

@@ -15,9 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax.initialization import check_scale
-from lowdim_jax.linalg import LowRank, leading_svd, svd
+from lowdim_jax.linalg import svd
 from lowdim_jax.networks import check_depth
-from lowdim_jax.nn.gradients import check_gradient, gradients
+from lowdim_jax.nn.gradients import check_gradient, gradients, leading_components
 from lowdim_jax.nn.kernels import KINDS, Kernel, Unsupported, kernel_of, narrowed, widening_equation
 from lowdim_jax.nn.layers import DeepLinear, at_least_single
 from lowdim_jax.nn.paths import Pattern, matching, names_of, replace_everywhere
@@ -388,7 +388,7 @@ def _ranks(found, rank, depth, surrogates, energy, budget) -> dict[str, int]:
 
 def _leading(matrices, rank: int):
     """Leading singular vectors `(copies, d, rank)` of each matrix, and the share of energy they keep."""
-    parts: list[LowRank] = [leading_svd(matrix, rank) for matrix in matrices]
+    parts = [leading_components(matrix, rank) for matrix in matrices]
     parts = [on_host(part) for part in parts]
     xp = parts[0].left.__array_namespace__()
     left, right = (xp.stack([getattr(part, side) for part in parts]) for side in ("left", "right"))

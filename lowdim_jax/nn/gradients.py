@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lowdim_jax._host import is_traced
-from lowdim_jax.linalg import check_finite
+from lowdim_jax._host import as_array, is_traced, on_host
+from lowdim_jax.linalg import LowRank, check_finite, leading_svd
 
 
 def gradients(
@@ -42,6 +42,27 @@ def _program(loss: Callable) -> Any:
 
 
 _kept_program = lru_cache(maxsize=16)(_program)
+
+
+def leading_components(matrix: jax.Array | np.ndarray, rank: int, /) -> LowRank:
+    """Leading `rank` singular triplets, to single precision and cheaper than by a full one.
+
+    Of a float32 matrix in this machine's memory they are eigenvectors of the smaller Gram matrix in
+    float64, which loses half the digits and keeps single precision for `σ_r ≥ 10⁻⁴ σ_1`. Any other
+    matrix goes to `linalg.leading_svd`.
+    """
+    here = on_host(matrix)
+    if isinstance(here, np.ndarray) and here.dtype == np.float32 and 1 <= rank <= min(here.shape):
+        wide = here.shape[0] <= here.shape[1]
+        small = (here if wide else here.T).astype(np.float64)
+        values, vectors = np.linalg.eigh(small @ small.T)
+        sigma = np.sqrt(np.maximum(values[::-1][:rank], 0))
+        if sigma[-1] >= 1e-4 * sigma[0] > 0:
+            near = vectors[:, ::-1][:, :rank]
+            sides = near, small.T @ near / sigma
+            left, right = (as_array(side.astype(np.float32)) for side in (sides if wide else sides[::-1]))
+            return LowRank(left, as_array(sigma.astype(np.float32)), right)
+    return leading_svd(matrix, rank)
 
 
 def check_gradient(name: str, gradient: jax.Array, where: str, /) -> jax.Array:

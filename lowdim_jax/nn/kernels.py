@@ -89,7 +89,7 @@ def kernel_of(layer: Any, /) -> Kernel:
             name = "embedding" if kind is nnx.Embed else "kernel"
             sizes, inputs, outputs = describe(layer)
             return Kernel(name, _stack(getattr(layer, name).shape, sizes, layer), sizes, inputs, outputs)
-    raise Unsupported(f"a {type(layer).__name__} is none of {', '.join(kind.__name__ for kind in KINDS)}")
+    raise Unsupported(f"a {type(layer).__name__}, none of {', '.join(kind.__name__ for kind in KINDS)}")
 
 
 def narrowed(layer: Any, kernel: Kernel, variable: nnx.Variable, /) -> Any:

@@ -1,29 +1,26 @@
 """Spectral initialization of a layer inside a network (docs/theory.md 1.3)."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lowdim_jax import compression
-from lowdim_jax._host import is_traced
-from lowdim_jax.initialization import spectral
-from lowdim_jax.linalg import check_finite, leading_svd
+from lowdim_jax.initialization import from_singular_vectors
+from lowdim_jax.nn.conversion import matrix_of
+from lowdim_jax.nn.gradients import check_gradient, gradients, leading_components
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, at_least_single
-from lowdim_jax.nn.paths import Path, layer_at, replace_layer
+from lowdim_jax.nn.paths import Path, layer_at, names_of, replace_layer
 
 
 def layer_surrogate(
-    model: nnx.Module, path: Path, loss: Callable, /, *batch
+    model: nnx.Module, path: Path, loss: Callable, /, *batch: Any, at: Any = "zero"
 ) -> Float[Array, "d_out d_in"]:
-    """Surrogate matrix of one layer: `−∇ℓ(0)`, over a batch (docs/theory.md 1.3).
+    """Surrogate matrix of one layer: `−∇ℓ`, over a batch (docs/theory.md 1.3).
 
     `ℓ(W)` is the loss of the whole model as a function of that layer's end-to-end matrix `W`, all
-    other parameters as they are. The layer's own weights play no part. It is zero where a ReLU
-    follows the layer at once and its bias is not positive: at `W = 0` such units are dead.
+    other parameters as they are.
 
     Parameters
     ----------
@@ -33,14 +30,19 @@ def layer_surrogate(
         Where the layer is, as in `"head.network"` or `("head", "network")`; an `nnx.Linear`, a
         `DeepLinear` or a `CompressedLinear`.
     loss
-        `loss(model, *batch)`, a scalar.
+        `loss(model, *batch)`, a scalar. Of a function without a closure the compiled program is kept;
+        any other callable is compiled anew each time, so that a change in what it holds is seen.
     batch
         What else the loss takes: arrays.
+    at
+        The matrix at which the gradient is taken. `"zero"`, as for the paper's rule: the layer's own
+        weights then play no part, but a ReLU that follows at once passes nothing on where the bias is
+        not positive. `"current"`: the layer's own matrix. Or any matrix `(d_out, d_in)`.
 
     Raises
     ------
     ValueError
-        If there is no such layer.
+        If there is no such layer, or `at` is none of these.
 
     Examples
     --------
@@ -53,26 +55,28 @@ def layer_surrogate(
     Array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
-    layer = _linear_layer(model, path)
+    layer = layer_at(model, path)
+    if not isinstance(layer, nnx.Linear | DeepLinear):
+        raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a linear layer")
+    matrix = matrix_of(layer)
+    if matrix.ndim != 2:
+        raise ValueError(f"the layer at {path!r} is a stack of {matrix.shape[0]} layers, expected one")
+    if isinstance(at, str):
+        if at not in ("zero", "current"):
+            raise ValueError(f"at={at!r}, expected 'zero', 'current' or a matrix")
+        at = jnp.zeros_like(matrix) if at == "zero" else matrix
+    at = jnp.asarray(at, matrix.dtype)
+    if at.shape != matrix.shape:
+        raise ValueError(f"at has shape {at.shape}, expected {matrix.shape}")
     plain = layer.merge() if isinstance(layer, DeepLinear) else nnx.clone(layer)
-    graph, state = nnx.split(replace_layer(nnx.clone(model), path, plain))
-    return _negative_gradient(graph, path, loss, state, batch)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))  # models of one structure share one program
-def _negative_gradient(graph, path, loss, state, batch):
-    def matrix_loss(matrix):
-        probe = nnx.merge(graph, state, copy=True)
-        layer_at(probe, path).kernel[...] = matrix.T
-        return loss(probe, *batch)
-
-    layer = layer_at(nnx.merge(graph, state, copy=True), path)
-    shape = layer.out_features, layer.in_features
-    return compression.loss_surrogate(matrix_loss, shape, dtype=layer.param_dtype)
+    plain.kernel[...] = at.T
+    probe = replace_layer(nnx.clone(model), path, plain)
+    (gradient,) = gradients(probe, [(*names_of(path), "kernel")], loss, batch)
+    return -gradient.T
 
 
 def spectral_start(
-    model: nnx.Module, path: Path, loss: Callable, /, *batch, scale: float = 1.0
+    model: nnx.Module, path: Path, loss: Callable, /, *batch: Any, scale: float = 1.0, at: Any = "zero"
 ) -> None:
     """Start a compressed layer of a model from the singular vectors of its surrogate, in place.
 
@@ -81,8 +85,9 @@ def spectral_start(
 
     Parameters
     ----------
-    model, path, loss, batch
-        As for `layer_surrogate`.
+    model, path, loss, batch, at
+        As for `layer_surrogate`. Where the gradient at zero vanishes, before a ReLU, take that at the
+        `"current"` matrix of the layer's random start.
     scale
         `ε`, positive.
 
@@ -90,7 +95,7 @@ def spectral_start(
     ------
     ValueError
         If the layer is not a `CompressedLinear`, `scale` is not positive, or the gradient vanishes
-        or is not finite.
+        or is not finite; under `jit`, an error when it runs.
 
     Examples
     --------
@@ -108,20 +113,8 @@ def spectral_start(
     layer = layer_at(model, path)
     if not isinstance(layer, CompressedLinear):
         raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a CompressedLinear")
-    matrix = layer_surrogate(model, path, loss, *batch).astype(at_least_single(layer.param_dtype))
-    check_finite(f"the gradient at W = 0 of the layer at {path!r}", matrix)
-    if not is_traced(matrix) and not jnp.any(matrix):
-        raise ValueError(
-            f"the layer at {path!r} has the gradient 0 at W = 0, so no singular vectors to start from: "
-            "does a ReLU without bias follow it?"
-        )
-    rank, depth = len(layer.weights[0]), len(layer.weights)
-    leading = leading_svd(matrix, rank)
-    layer.set_weights(spectral(leading, rank=rank, depth=depth, scale=scale))
-
-
-def _linear_layer(model: nnx.Module, path: Path) -> nnx.Linear | DeepLinear:
-    layer = layer_at(model, path)
-    if not isinstance(layer, nnx.Linear | DeepLinear):
-        raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a linear layer")
-    return layer
+    matrix = layer_surrogate(model, path, loss, *batch, at=at).astype(at_least_single(layer.param_dtype))
+    where = "at W = 0" if isinstance(at, str) and at == "zero" else "at its matrix"
+    matrix = check_gradient(f"the layer at {path!r}", matrix, where)
+    leading = leading_components(matrix, layer.rank)
+    layer.set_weights(from_singular_vectors(leading.left, leading.right, depth=layer.depth, scale=scale))

@@ -1,6 +1,5 @@
 """Weight updates `W(t) − W(0)` of the layers of any nnx model: their spectrum and their subspace."""
 
-import math
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -9,8 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lowdim_jax.linalg import LowRank, subspace_angles, svd
+from lowdim_jax.nn.kernels import KINDS, Unsupported, kernel_of
 from lowdim_jax.nn.layers import DeepLinear
-from lowdim_jax.nn.paths import Path, layer_at
+from lowdim_jax.nn.paths import Path, layer_at, names_of
 
 Matrices = Mapping[Path, jax.Array]
 
@@ -19,15 +19,17 @@ def matrices(model: nnx.Module, paths: Iterable[Path] | None = None, /) -> dict[
     """Weight matrices of a model as they are now, by path.
 
     A layer's kernel becomes a matrix `(outputs, inputs)`: a convolution's inputs are its channels
-    times its window. A `DeepLinear` gives its end-to-end matrix; `"….factors.0"` is the path of its
-    first factor, and any parameter of two or more axes can be named so (its last axis are columns).
+    times its window, an einsum's are the axes it sums over. A `DeepLinear` gives its end-to-end
+    matrix; `"….factors.0"` is the path of its first factor, and any parameter of two or more axes can
+    be named so (its last axis are columns). Layers stacked by `nnx.vmap` give one matrix each:
+    `"blocks[0]"`, `"blocks[1]"`, ….
 
     Parameters
     ----------
     model
         Any.
     paths
-        Of layers or parameters; by default every layer that has a kernel, and every factor.
+        Of layers or parameters; by default every layer whose kernel is a matrix, and every factor.
 
     Raises
     ------
@@ -42,8 +44,19 @@ def matrices(model: nnx.Module, paths: Iterable[Path] | None = None, /) -> dict[
     >>> {path: w.shape for path, w in nn.matrices(model).items()}
     {'layers.0': (5, 6)}
     """
-    paths = _matrix_paths(model) if paths is None else tuple(paths)
-    return {path: _matrix(layer_at(model, path), path) for path in paths}
+    found: dict[Path, jax.Array] = {}
+    for path in _matrix_paths(model) if paths is None else tuple(paths):
+        matrices = _matrices(layer_at(model, path))
+        if isinstance(matrices, str):
+            raise ValueError(f"path={path!r} leads to {matrices}, expected something with a matrix")
+        name = path if isinstance(path, str) else tuple(path)
+        if matrices.ndim == 2:
+            found[name] = matrices
+        else:
+            members = matrices.reshape(-1, *matrices.shape[-2:])
+            label = ".".join(map(str, names_of(path)))
+            found |= {f"{label}[{index}]": member for index, member in enumerate(members)}
+    return found
 
 
 def updates(start: Matrices, now: Matrices, /) -> dict[Path, LowRank]:
@@ -115,22 +128,23 @@ def energy_within(update: LowRank, subspace: LowRank, k: int, /) -> Float[Array,
 
 def _matrix_paths(model: nnx.Module) -> list[Path]:
     paths: list[Path] = []
-    for path, layer in nnx.iter_modules(model):
-        names = ".".join(map(str, path))
+    for names, layer in nnx.iter_modules(model):
+        path = ".".join(map(str, names))
         if isinstance(layer, DeepLinear):
-            paths += [f"{names}.factors.{index}".lstrip(".") for index in range(len(layer.factors))]
-        elif hasattr(layer, "kernel"):
-            paths.append(names)
+            paths += [f"{path}.factors.{index}".lstrip(".") for index in range(len(layer.factors))]
+        elif isinstance(layer, tuple(KINDS)) and not isinstance(_matrices(layer), str):
+            paths.append(path)
     return paths
 
 
-def _matrix(part, path: Path) -> jax.Array:
+def _matrices(part) -> jax.Array | str:
+    """Matrices `(…, outputs, inputs)` of a layer or parameter, or why it has none."""
     if isinstance(part, DeepLinear):
-        return part.merge().kernel[...].T
-    if isinstance(part, nnx.Variable) and part.ndim >= 2:
-        return part.reshape(-1, part.shape[-1])
-    if hasattr(part, "kernel"):
-        outputs = part.out_features
-        columns = outputs if isinstance(outputs, int) else math.prod(outputs)
-        return part.kernel.reshape(-1, columns).T
-    raise ValueError(f"path={path!r} leads to a {type(part).__name__}, expected something with a matrix")
+        return jnp.swapaxes(part.kernel, -1, -2)
+    if isinstance(part, nnx.Variable):
+        return part.reshape(-1, part.shape[-1]) if part.ndim >= 2 else f"a parameter of shape {part.shape}"
+    try:
+        kernel = kernel_of(part)
+    except Unsupported as error:
+        return str(error)
+    return jnp.swapaxes(kernel.matrices(getattr(part, kernel.name)[...]), -1, -2)
