@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import lowdim_jax as ld
 from lowdim_jax import nn
+from lowdim_jax.linalg import subspace_angles
 from lowdim_jax.nn.layers import variance_scale
 
 KINDS = {
@@ -236,7 +237,7 @@ def test_before_a_relu_the_start_takes_the_gradient_at_another_matrix(which):
     at = "current" if which == "current" else matrix
     nn.spectral_start(model, "layer", cross_entropy, *BATCH, at=at)
     k = min(int(np.sum(sigma > 1e-3 * sigma[0])), 3)
-    assert ld.spectra.subspace_angles(model.layer.weights[0].T[:, :k], right[:k].T).max() < 1e-2
+    assert subspace_angles(model.layer.weights[0].T[:, :k], right[:k].T).max() < 1e-2
     with pytest.raises(ValueError, match="at='here', expected"):
         nn.layer_surrogate(model, "layer", cross_entropy, *BATCH, at="here")
     with pytest.raises(ValueError, match=r"at has shape \(2, 2\), expected \(7, 8\)"):
