@@ -41,7 +41,7 @@ def compute(settings: Settings) -> Arrays:
         predicted.append(jnp.linalg.norm(missed) / jnp.linalg.norm(values))
     original, full = runs.timed_descent(problem, runs.original(settings), settings)
     return {
-        "iteration": np.asarray(original.t),
+        "iteration": np.asarray(original.steps),
         "errors": np.stack([np.asarray(error) for error in errors], axis=1),
         "predicted": np.asarray(jnp.stack(predicted)),
         "seconds": np.array(seconds),

@@ -38,9 +38,9 @@ def as_array(values, /) -> jax.Array:
 
 def as_pytree(function: Callable) -> Callable:
     """A callable as a pytree: a method of a problem keeps the problem's arrays as leaves."""
-    owner = getattr(function, "__self__", None)
-    if owner is not None and not jax.tree_util.all_leaves([owner]):
-        return jax.tree_util.Partial(function.__func__, owner)
+    owner, of_class = getattr(function, "__self__", None), getattr(function, "__func__", None)
+    if of_class is not None and not jax.tree_util.all_leaves([owner]):
+        return jax.tree_util.Partial(of_class, owner)
     if isinstance(function, jax.tree_util.Partial):
         return function
     return jax.tree_util.Partial(function)

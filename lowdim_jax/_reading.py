@@ -110,6 +110,7 @@ def read_text(path: Path, what: str, /) -> str:
     """
     content = read_bytes(path, what)
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    place = 0
     for encoding in (marked,) if marked else ("utf-8", "cp1252"):
         try:
             text = content.decode(encoding)

@@ -169,7 +169,7 @@ class Scaled(diffrax.AbstractAdaptiveSolver):
     scale: Callable
 
     @property
-    def interpolation_cls(self):
+    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]  (a class variable there)
         """Of the solver inside."""
         return self.inner.interpolation_cls
 

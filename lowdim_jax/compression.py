@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,17 +53,17 @@ def compress(
     (200, 6, 6, 300)
     """
     place = getattr(problem, "place", tuple)
-    problem = on_host(problem)
-    if not (isinstance(problem, Problem) or is_sparse(problem)):
-        problem = as_matrix("surrogate", problem)
+    source: Any = on_host(problem)
+    if not (isinstance(source, Problem) or is_sparse(source)):
+        source = as_matrix("surrogate", source)
     if rank is not None:
-        compressed_widths(*problem.shape, depth=depth, rank=rank)
+        compressed_widths(*source.shape, depth=depth, rank=rank)
     with jax.ensure_compile_time_eval() if rank is None else nullcontext():
-        matrix = problem.surrogate(rank) if isinstance(problem, Problem) else leading_svd(problem, rank)
+        matrix = source.surrogate(rank) if isinstance(source, Problem) else leading_svd(source, rank)
         if rank is None:
-            error_of = getattr(problem, "surrogate_error", None)
+            error_of = getattr(source, "surrogate_error", None)
             noise = None if error_of is None else float(error_of())
-            rank = min(2 * estimate_rank(matrix, atol=noise), *problem.shape)
+            rank = min(2 * estimate_rank(matrix, atol=noise), *source.shape)
     return place(spectral(matrix, rank=rank, depth=depth, scale=scale))
 
 

@@ -38,7 +38,7 @@ class DescentState(NamedTuple):
 
 
 class _History(NamedTuple):
-    count: jax.Array
+    rows: jax.Array
     steps: jax.Array
     losses: jax.Array
     observed: Any
@@ -152,7 +152,7 @@ def gradient_descent(
         observed=history.observed,
         weights=state.weights,
         status=status,
-        count=history.count,
+        count=history.rows,
         num_steps=state.step,
         steps=history.steps,
     )
@@ -202,7 +202,7 @@ def _advance(loss, optimizer, observe, state, history, end, record_every, tolera
         state, _ = carry
         return (state.step < end) & jnp.isfinite(state.loss) & (state.loss > tolerance)
 
-    last = history._replace(count=jnp.maximum(history.count - 1, 0))
+    last = history._replace(rows=jnp.maximum(history.rows - 1, 0))
     history = _record(observe, state, last)
     state, history = jax.lax.while_loop(unfinished, steps_to_next_record, (state, history))
     ended = jnp.where(state.loss <= tolerance, Status.REACHED_TOLERANCE, Status.COMPLETED)

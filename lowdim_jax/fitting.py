@@ -151,11 +151,12 @@ def fit(
     if not patience > 0:
         raise ValueError(f"patience={patience}, expected a positive number")
     data = on_host(problem)
-    if start is None and scale is None:
-        scale = (START * float(top_singular_value(data))) ** (1 / depth)
     if learning_rate is None:
         learning_rate = EDGE_FRACTION * float(max_learning_rate(data, depth=depth, alpha=alpha))
-    weights = compress(data, depth=depth, scale=scale, rank=rank) if start is None else start
+    weights = start
+    if weights is None:
+        scale = float((START * float(top_singular_value(data))) ** (1 / depth) if scale is None else scale)
+        weights = compress(data, depth=depth, scale=scale, rank=rank)
     settings = {
         "depth": depth,
         "rank": widths(weights)[1],
@@ -165,7 +166,7 @@ def fit(
         "weight_decay": weight_decay,
         "check_every": check_every,
     }
-    saved, run = None, _Run(validate, patience)
+    saved, now, run = None, {}, _Run(validate, patience)
     if checkpoint is not None:
         from lowdim_jax.checkpoints import Checkpoints  # whose library takes a second to import
 

@@ -87,8 +87,8 @@ class Trajectory:
     status: Int[Array, ""]
     count: Int[Array, ""]
     num_steps: Int[Array, ""]
-    steps: Int[Array, " n"] | None = None
-    times: Float[Array, " n"] | None = None
+    steps: Any = None  # an integer array or None; typed as what whoever knows the solver can use
+    times: Any = None
     hint: str = ""
 
     def __repr__(self) -> str:

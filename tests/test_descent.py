@@ -437,7 +437,7 @@ def test_importing_and_running_changes_no_global_setting():
         ({"steps": -1}, "steps=-1, expected at least 0"),
         ({"steps": 3, "record_every": 0}, "record_every=0, expected at least 1"),
         ({"steps": 3, "record_every": -2}, "record_every=-2, expected at least 1"),
-        ({"steps": 3, "progress_every": 0}, "callback_every=0, expected at least 1"),
+        ({"steps": 3, "callback_every": 0}, "callback_every=0, expected at least 1"),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -104,7 +104,7 @@ class _Scale:
         steps = MaxNLocator(count, steps=[1, 2, 5, 10], integer=self.log).tick_values(self.low, self.high)
         inside = [value for value in steps if self.low <= value <= self.high]
         if self.log and len(inside) < 2:
-            values = 10.0 ** MaxNLocator(3).tick_values(self.low, self.high)
+            values = 10.0 ** np.asarray(MaxNLocator(3).tick_values(self.low, self.high))
             values = sorted({float(f"{value:.1g}") for value in values})
             inside = [v for v in np.log10(values) if self.low <= v <= self.high]
             return self._ticks(inside, [number(float(f"{10**v:.3g}")) for v in inside])

@@ -33,7 +33,7 @@ def statement(number: str, /) -> str:
 @cache
 def _statements() -> dict[str, str]:
     """Text of each statement by its number, in order."""
-    text = files(__package__).joinpath("theory.md").read_text(encoding="utf-8")
+    text = files("theory_checks").joinpath("theory.md").read_text(encoding="utf-8")
     headings = [*_HEADING.finditer(text)]
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
     return {

@@ -140,7 +140,7 @@ def _digits() -> np.ndarray:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ValueError("target 'digits' needs scikit-learn: pip install scikit-learn") from error
-    return load_digits(return_X_y=True)[0]
+    return np.asarray(load_digits(return_X_y=True)[0])
 
 
 def _validated(what: str, matrix: Any) -> Matrix:

@@ -61,7 +61,10 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
     own = {"depth": assumed, "scale": SCALE}
 
     def cast(*values):
-        return (jnp.asarray(value, dtype) for value in values)
+        return (one(value) for value in values)
+
+    def one(value):
+        return jnp.asarray(value, dtype)
 
     # Arrays of one shape throughout: every depth is two programs a function, with α and without.
     given, alpha, clock = cast(np.tile(targets, (3, 1)), alphas, times)
@@ -77,11 +80,11 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
     pairs = {
         "time to a level": (
             np.full(curves.shape[:2], times[1]),
-            theory.mode_time(*cast(curves[..., 1]), given, alpha=alpha, **options),
+            theory.mode_time(one(curves[..., 1]), given, alpha=alpha, **options),
         ),
         "time to a level or never, α = 1": (
             np.stack([exact, exact, np.where(np.arange(4) == 1, exact, np.inf)]),
-            theory.mode_time(*cast(reached), given, **options),
+            theory.mode_time(one(reached), given, **options),
         ),
         "trajectory": (
             curves,

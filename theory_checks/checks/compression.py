@@ -1,6 +1,7 @@
 """Statements 1.2 to 1.5 of docs/theory.md: what compression costs, how it starts, what it gains."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def _surrogate_gaps(target, key, *, origin, rank):
     point = origin * jax.random.normal(key_point, target.shape, target.dtype)
     truth = target.dense()
     stack = ld.gaussian_measurements(key_stack, 30, target.shape, dtype=target.dtype)
-    problems = (
+    problems: tuple[Any, ...] = (
         ld.factorization(truth),
         ld.sensing(stack, truth=truth),
         ld.completion(truth, jax.random.uniform(key_mask, target.shape) < 0.5),

@@ -145,14 +145,15 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
         every=every,
     )
 
-    errors, curves, headline = [], [], {}
+    errors, curves, headline, first = [], [], {}, {}
     for name, run in zip(("compressed", "original"), runs, strict=True):
         losses, values, fit_steps = (np.asarray(part) for part in run)
         worst, plateaus, resting = zip(
             *map(_incremental_errors, fit_steps / every, values, losses, np.asarray(sigma)), strict=True
         )
         errors.append(worst)
-        headline[f"plateaus of the {name} network, seed 0"] = resting[0]
+        name_of = f"plateaus of the {name} network, seed 0"
+        first[name_of], headline[name_of] = plateaus[0], resting[0]
         times = rate * every * np.arange(losses.shape[1])
         level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))
         shown = np.broadcast_to(losses[0, :, None], level.shape)
@@ -166,7 +167,7 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
         reason="the definition of a fitted and of a dormant component, c_val = 0.05",
         quantity="largest of: σ_{i+1}/σ*_{i+1} when component i becomes fitted; relative deviation of "
         "the loss from its plateau half-way to the next (∞ if out of order)",
-        predicted={"plateaus, seed 0": plateaus[0]},
+        predicted=first,
         measured=headline,
         curves=tuple(curves),
     )

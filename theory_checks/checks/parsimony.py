@@ -291,8 +291,8 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
         return (full.observed, full.losses), (predicted, small.losses)
 
     gaps = []
-    for key in setting.keys:
-        (measured, losses), (predicted, small_losses) = jax.tree.map(np.asarray, train(key))
+    found = [jax.tree.map(np.asarray, train(key)) for key in setting.keys]
+    for (measured, losses), (predicted, small_losses) in found:
         sides = zip(measured[1:], predicted[1:], strict=True)
         gaps.append({
             "singular values": np.max(np.abs(measured[0] - predicted[0])) / float(sigma[0]),
@@ -300,6 +300,7 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
             "alignment at the end": max(np.max(np.abs(a[-1] - b[-1])) for a, b in sides),
         })
     every = np.arange(0, steps + 1, EVERY)
+    (measured, losses), (predicted, small_losses) = found[-1]
     return Evidence(
         errors=np.array([max(gap.values()) for gap in gaps]),
         tolerance=setting.rounding(steps),

@@ -46,4 +46,4 @@ def write(path: Path, /) -> Path:
 
 
 def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files("theory_checks.explorer").joinpath(name).read_text(encoding="utf-8")
