@@ -132,14 +132,14 @@ def gradient_descent(
         state = jax.jit(initial_state)(*settings[:2], weights)
     history = _no_records(settings[2], state, rows=-(-steps // record_every) + 1)
     if callback is None:
-        state, history, status = _advance(*settings, state, history, steps, record_every, tolerance)
+        state, history, status = _run(*settings, state, history, steps, record_every, tolerance)
     else:
         chunk = record_every * max(1, -(-(callback_every or steps // 100) // record_every))
         stopped, status = False, Status.COMPLETED
         while not stopped and status == Status.COMPLETED:
             before = int(state.step)
             end = min(before + chunk, steps)
-            state, history, status = _advance(*settings, state, history, end, record_every, tolerance)
+            state, history, status = _run(*settings, state, history, end, record_every, tolerance)
             status = Status(int(status))
             if int(state.step) == before:
                 break
@@ -167,11 +167,16 @@ def initial_state(loss: Callable, optimizer, weights, /) -> DescentState:
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
 
 
-def take_step(loss: Callable, optimizer, state: DescentState, /) -> DescentState:
-    """State after one more step."""
+def take_step(
+    loss: Callable, optimizer, state: DescentState, /, *, evaluate: bool = True
+) -> DescentState:
+    """State after one more step; its loss is the one before where it is not to be evaluated."""
     updates, optimizer_state = optimizer.update(state.gradient, state.optimizer_state, state.weights)
     weights = optax.apply_updates(state.weights, updates)
-    value, gradient = jax.value_and_grad(loss)(weights)
+    if evaluate:
+        value, gradient = jax.value_and_grad(loss)(weights)
+    else:
+        value, gradient = state.loss, jax.grad(loss)(weights)
     return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
 
 
@@ -182,13 +187,25 @@ def _no_records(observe, state: DescentState, *, rows: int) -> _History:
     return _History(jax.device_put(np.int32(0)), *columns)
 
 
-@jax.jit
-def _advance(loss, optimizer, observe, state, history, end, record_every, tolerance):
+def _run(*arguments):
+    """`_advance`, with the loss evaluated at records only; a run that diverges is repeated with all of it.
+
+    Under `jit` and `vmap`, where nobody can look at the outcome, it is evaluated at every step.
+    """
+    if is_traced(arguments):
+        return _advance(*arguments, every_step=True)
+    ended = _advance(*arguments, every_step=False)
+    return ended if int(ended[-1]) != Status.DIVERGED else _advance(*arguments, every_step=True)
+
+
+@partial(jax.jit, static_argnames="every_step")
+def _advance(loss, optimizer, observe, state, history, end, record_every, tolerance, *, every_step):
     """Run up to step `end`, recording every `record_every` steps; stop early where it should.
 
     The state that it starts from is recorded, too, in place of the last record: that of the same state.
+    With `every_step` a run ends at the first step whose loss is not finite, otherwise at the first record.
     """
-    step = partial(take_step, loss, optimizer)
+    step = partial(take_step, loss, optimizer, evaluate=every_step)
 
     def steps_to_next_record(carry):
         state, history = carry
@@ -196,6 +213,8 @@ def _advance(loss, optimizer, observe, state, history, end, record_every, tolera
         state = jax.lax.while_loop(
             lambda state: (state.step < goal) & jnp.isfinite(state.loss), step, state
         )
+        if not every_step:
+            state = state._replace(loss=loss(state.weights))
         return state, _record(observe, state, history)
 
     def unfinished(carry):
