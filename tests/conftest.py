@@ -5,6 +5,10 @@ import os
 import jax
 import pytest
 
+from lowdim_jax._cache import compile_quickly, optimizing
+
+compile_quickly()  # tests run a program once: compiling is most of their time
+
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -50,3 +54,10 @@ def made(request):
             settings = small_settings(name) | request.module.TINY[name]
             results[name] = module.compute(settings), settings
     return results
+
+
+@pytest.fixture(autouse=True)
+def _compiled_quickly(request):
+    """Unoptimized, compiling takes half the time; tests marked `optimized` run for long, and opt out."""
+    with optimizing(request.node.get_closest_marker("optimized") is not None):
+        yield

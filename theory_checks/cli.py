@@ -239,13 +239,14 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _configure_jax(device: str | None, dtype: str) -> None:
     import jax
 
-    from lowdim_jax._cache import cache_programs
+    from lowdim_jax._cache import cache_programs, compile_quickly
 
+    compile_quickly()
     if device is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     jax.config.update("jax_enable_x64", dtype == "float64")
     cache_programs()
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no plugin for CUDA at all
         raise ValueError(f"--device {device}: no such device for JAX on this machine") from error

@@ -146,6 +146,7 @@ class Check:
     precise: bool = False
     rests_on: tuple[str, str] | None = None
     pinned_by: str = ""
+    optimized: bool = False
 
 
 _REGISTRY: dict[str, Check] = {}
@@ -161,6 +162,7 @@ def check(
     precise: bool = False,
     rests_on: tuple[str, str] | None = None,
     pinned_by: str = "",
+    optimized: bool = False,
 ) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
     """Register a comparison function as a check.
 
@@ -185,6 +187,9 @@ def check(
         it out.
     pinned_by
         Where both sides are the library's: the check that ties one of them to something else.
+    optimized
+        Whether XLA is to optimize its programs on a CPU. By default it is not: that takes twice as long, and
+        most checks run a program once. For checks of time, and those that train for long.
 
     Raises
     ------
@@ -210,7 +215,7 @@ def check(
         if rests_on is not None and not set(rests_on) <= SIDES.keys():
             raise ValueError(f"check {name!r} rests on {rests_on}, expected two of {', '.join(SIDES)}")
         _REGISTRY[name] = Check(
-            name, claim, source, compare, controls, any_target, precise, rests_on, pinned_by
+            name, claim, source, compare, controls, any_target, precise, rests_on, pinned_by, optimized
         )
         return compare
 

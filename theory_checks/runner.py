@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowdim_jax._cache import optimizing
 from theory_checks.interrupts import Interrupts
 from theory_checks.registry import Check, Curve, Evidence, NotApplicable
 from theory_checks.setting import Setting
@@ -84,7 +86,7 @@ def run_check(check: Check, setting: Setting) -> Result:
     start = time.perf_counter()
     claimed = check.name, check.claim, check.source
     try:
-        with jax.default_matmul_precision(MATMUL_PRECISION):
+        with jax.default_matmul_precision(MATMUL_PRECISION), _optimizing(check):
             evidence = _compare(check, setting)
             controls = [
                 control
@@ -168,6 +170,11 @@ def default_product_error(dtype: str, width: int) -> float:
     with jax.default_matmul_precision("default"):
         product = np.asarray(jnp.matmul(matrix, matrix), np.float64)
     return float(np.linalg.norm(product - exact) / np.linalg.norm(exact))
+
+
+def _optimizing(check: Check) -> AbstractContextManager[None]:
+    """On a CPU, programs of a check that asks for nothing else are compiled fast rather than well."""
+    return optimizing(check.optimized or jax.default_backend() != "cpu")
 
 
 def _compare(check: Check, setting: Setting, **overrides: Any) -> Evidence:

@@ -281,6 +281,7 @@ def rank_overestimation(setting: Setting, /, *, factors=(1, 2, 4), shift=0) -> E
     source="1.5",
     controls={"the original network against itself": {"narrow": False, "repeats": 1}},
     any_target=False,
+    optimized=True,
 )
 def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidence:
     """On a 160 × 160 matrix whatever the size: smaller ones measure little but the compiler."""
