@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def fit(
     if checkpoint is not None:
         from lowdim_jax.checkpoints import Checkpoints  # whose library takes a second to import
 
-        saved, now = Checkpoints(checkpoint), {"shape": list(data.shape), "data": _probe(problem), **settings}
+        saved, now = Checkpoints(checkpoint), {"shape": list(data.shape), "data": _fingerprint(problem), **settings}
         if saved.latest is not None:
             now = _same_run(saved.settings(), now, checkpoint)
             settings = {name: now[name] for name in settings}
@@ -282,15 +283,24 @@ def _same(before: Any, now: Any) -> bool:
     return before == now
 
 
-def _probe(problem: Problem) -> float:
-    """A fingerprint of a problem's data: the loss of one random network."""
+def _fingerprint(problem: Problem) -> str | float:
+    """What tells a problem's data from others: a digest of its arrays, or one that it was given.
+
+    Over devices, where arrays depend on their number, it is the loss of one random network.
+    """
+    if given := getattr(problem, "fingerprint", ""):
+        return given
+    place = getattr(problem, "place", None)
+    if place is None:
+        digest = sha256()
+        for leaf in jax.tree.leaves(on_host(problem)):
+            digest.update(np.asarray(leaf).tobytes() if hasattr(leaf, "dtype") else repr(type(leaf)).encode())
+        return digest.hexdigest()[:16]
     d_out, d_in = problem.shape
     rng = np.random.default_rng(0)
     size = float(top_singular_value(problem)) / (d_out * d_in) ** 0.5
-    weights = size * rng.standard_normal((1, d_in)), rng.standard_normal((d_out, 1))
-    place = getattr(problem, "place", tuple)
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    weights = place([layer.astype(dtype) for layer in weights])
+    layers = size * rng.standard_normal((1, d_in)), rng.standard_normal((d_out, 1))
+    weights = place([layer.astype(jax.dtypes.canonicalize_dtype(float)) for layer in layers])
     return float(jax.jit(lambda loss, weights: loss(weights))(as_pytree(problem.loss), weights))
 
 

@@ -196,7 +196,7 @@ def test_subspace_iteration_converges_at_the_rate_its_docstring_states():
 
 def test_a_spectral_start_is_the_same_on_every_number_of_devices():
     one, eight = on_devices(1), on_devices(8)
-    networks = [problem.gather(problem.compress(depth=3, scale=0.3, rank=4)) for problem in (one, eight)]
+    networks = [problem.gather(ld.compress(problem, depth=3, scale=0.3, rank=4)) for problem in (one, eight)]
     for layer, expected in zip(*networks, strict=True):
         np.testing.assert_allclose(layer, expected, atol=1e-12)
 
@@ -232,9 +232,9 @@ def test_a_checkpoint_restores_bitwise_on_other_numbers_of_devices(tmp_path):
         )
         checkpoints = Checkpoints(tmp_path)
         if saved is None:
-            checkpoints.save(state, {"shape": SHAPE})
+            checkpoints.save(0, {"state": state, "best": state.weights}, {"shape": SHAPE})
             saved = problem.gather(state.gradient)
-        restored = checkpoints.restore(state)
+        restored = checkpoints.restore({"state": state, "best": state.weights})["state"]
         assert restored.weights[-1].sharding == state.weights[-1].sharding
         for layer, expected in zip(problem.gather(restored.gradient), saved, strict=True):
             np.testing.assert_array_equal(layer, expected)
@@ -254,8 +254,14 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="rank=24, expected 1 ≤ rank ≤ 23"):
         problem.surrogate(24)
     with pytest.raises(ValueError, match="scale=-1"):
-        problem.compress(depth=3, scale=-1, rank=3)
+        ld.compress(problem, depth=3, scale=-1, rank=3)
     with pytest.raises(ValueError, match="maps 23 inputs to 37 outputs, but the target has shape"):
         problem.loss(network(3))
     with pytest.raises(ValueError, match="rows has 5 of them, expected those from 0 to 6"):
         sharded.spread(np.ones((5, 2)), length=6, mesh=two)
+
+
+def test_a_problem_over_devices_is_fitted_as_on_one_device():
+    one = ld.observed_completion(*entries(), shape=SHAPE)
+    reference, fit = (ld.fit(problem, rank=3, steps=100) for problem in (one, on_devices(8)))
+    np.testing.assert_allclose(fit.losses, reference.losses, rtol=1e-8)

@@ -144,14 +144,16 @@ def test_two_processes_train_as_one_device_does(data, uninterrupted, x64):
     entries = open_shards(data).read(range(SHAPE[0]))
     one = ld.observed_completion(*entries, shape=SHAPE)
     mesh = sharded.mesh(jax.devices()[:1])
-    start = sharded.sharded_completion(*entries, shape=SHAPE, mesh=mesh).compress(depth=3, scale=0.3, rank=6)
+    start = ld.compress(
+        sharded.sharded_completion(*entries, shape=SHAPE, mesh=mesh), depth=3, scale=0.3, rank=6
+    )
     rate = 0.5 * float(ld.max_learning_rate(one, depth=3))
     assert settings["learning_rate"] == pytest.approx(rate, rel=1e-12)
     reference = ld.gradient_descent(one.loss, start, ld.GradientDescent(rate), steps=STEPS, record_every=5)
     assert reference.losses[-1] < 0.5 * reference.losses[0]
     for layer, expected in zip(network, reference.weights, strict=True):
         np.testing.assert_allclose(layer, expected, rtol=0, atol=1e-10)
-    steps, losses = np.transpose(settings["losses"])
+    steps, losses = np.transpose([row[:2] for row in settings["history"]])
     np.testing.assert_array_equal(steps, reference.steps)
     np.testing.assert_allclose(losses, reference.losses, rtol=1e-10)
     assert out.count("\nstep ") == len(steps)
