@@ -171,7 +171,8 @@ def fit(
     if checkpoint is not None:
         from lowdim_jax.checkpoints import Checkpoints  # whose library takes a second to import
 
-        saved, now = Checkpoints(checkpoint), {"shape": list(data.shape), "data": _fingerprint(problem), **settings}
+        saved = Checkpoints(checkpoint)
+        now = {"shape": list(data.shape), "data": _fingerprint(problem), **settings}
         if saved.latest is not None:
             now = _same_run(saved.settings(), now, checkpoint)
             settings = {name: now[name] for name in settings}

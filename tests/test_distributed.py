@@ -200,10 +200,10 @@ def other_data(tmp_path_factory):
 @pytest.mark.parametrize(
     ("folder", "changed", "message"),
     [
-        ("data", ["--depth", 4], "were written with depth=3, now it is 4"),
+        ("data", ["--depth", 4], "was written with depth=3, now it is 4"),
         ("data", ["--learning-rate", 0.001], "now it is 0.001"),
-        ("data", ["--alpha", 2], "were written with alpha=1.0, now it is 2.0"),
-        ("other_data", [], "were written with data="),
+        ("data", ["--alpha", 2], "was written with alpha=1.0, now it is 2.0"),
+        ("other_data", [], "was written for other data"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings_or_data(request, uninterrupted, folder, changed, message):

@@ -142,6 +142,9 @@ class ShardedCompletion:
         `(d_out, d_in)`, without the rows that fill up the last block.
     mesh
         The devices.
+    fingerprint
+        What tells these data from others, so that no checkpoint of others is gone on from; for example of
+        the files they are from.
 
     Examples
     --------
@@ -157,6 +160,7 @@ class ShardedCompletion:
     blocks: ObservedCompletion
     shape: tuple[int, int] = field(metadata={"static": True})
     mesh: Mesh = field(metadata={"static": True})
+    fingerprint: str = field(default="", metadata={"static": True})
 
     @property
     def padded_shape(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 
@@ -64,7 +65,9 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
     shards, devices = open_shards(settings["folder"]), mesh()
     own = process_rows(shards.shape[0], mesh=devices)
     entries = shards.read(own)
-    problem = sharded_completion(*entries, shape=shards.shape, mesh=devices)
+    problem = replace(
+        sharded_completion(*entries, shape=shards.shape, mesh=devices), fingerprint=shards.data
+    )
     say(
         f"process {process} of {processes}: {jax.local_device_count()} devices, "
         f"rows {own.start} to {own.stop}, {len(entries[0])} of {problem.count} entries"
