@@ -11,7 +11,7 @@ in `linalg`, what solvers train on in `problems`, the law of parsimony in `reduc
 
 from typing import TYPE_CHECKING, Any
 
-from lowdim_jax import initialization, linalg, networks, problems, reduction, spectra, theory
+from lowdim_jax import initialization, linalg, networks, problems, reduction, spectra, theory, window
 from lowdim_jax.compression import compress
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.fitting import fit
@@ -91,6 +91,7 @@ __all__ = [
     "sweep",
     "theory",
     "widths",
+    "window",
 ]
 
 

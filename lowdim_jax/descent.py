@@ -54,6 +54,7 @@ def gradient_descent(
     record_every: int = 1,
     observe: Callable | None = None,
     tolerance: float | None = None,
+    per_step: bool = False,
     callback: Callable[[DescentState], bool | None] | None = None,
     callback_every: int | None = None,
     throw: bool = False,
@@ -83,6 +84,9 @@ def gradient_descent(
         `lambda weights: weights` records the weights themselves.
     tolerance
         Stop at the first record whose loss is at most this.
+    per_step
+        Whether the loss takes the number of the step, from 0, as a second argument: mini-batches, drawn
+        from a key folded with it, and schedules. The loss recorded at a step is then that of its batch.
     callback
         Called with a `DescentState` every `callback_every` steps (by default a hundredth of the run,
         rounded up to a record); the run stops where it returns True. Not under `jit` or `vmap`.
@@ -125,21 +129,23 @@ def gradient_descent(
             raise ValueError(f"{name}={value}, expected at least {least}")
     tolerance = -jnp.inf if tolerance is None else tolerance
     rule = optimizer if isinstance(optimizer, GradientDescent) else _Static(optimizer)
+    run = partial(_run, per_step=per_step)
     settings = (as_pytree(loss_of(objective)), rule, None if observe is None else as_pytree(observe))
 
     state = weights
     if not isinstance(weights, DescentState):
-        state = jax.jit(initial_state)(*settings[:2], weights)
+        start = jax.jit(initial_state, static_argnames="per_step")
+        state = start(*settings[:2], weights, per_step=per_step)
     history = _no_records(settings[2], state, rows=-(-steps // record_every) + 1)
     if callback is None:
-        state, history, status = _run(*settings, state, history, steps, record_every, tolerance)
+        state, history, status = run(*settings, state, history, steps, record_every, tolerance)
     else:
         chunk = record_every * max(1, -(-(callback_every or steps // 100) // record_every))
         stopped, status = False, Status.COMPLETED
         while not stopped and status == Status.COMPLETED:
             before = int(state.step)
             end = min(before + chunk, steps)
-            state, history, status = _run(*settings, state, history, end, record_every, tolerance)
+            state, history, status = run(*settings, state, history, end, record_every, tolerance)
             status = Status(int(status))
             if int(state.step) == before:
                 break
@@ -160,24 +166,26 @@ def gradient_descent(
     return trajectory.raise_if_failed() if throw else trajectory
 
 
-def initial_state(loss: Callable, optimizer, weights, /) -> DescentState:
+def initial_state(loss: Callable, optimizer, weights, /, *, per_step: bool = False) -> DescentState:
     """State before the first step."""
-    value, gradient = jax.value_and_grad(loss)(weights)
     start = jnp.zeros((), jnp.int32)
+    value, gradient = jax.value_and_grad(loss)(weights, *((start,) if per_step else ()))
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
 
 
 def take_step(
-    loss: Callable, optimizer, state: DescentState, /, *, evaluate: bool = True
+    loss: Callable, optimizer, state: DescentState, /, *, evaluate: bool = True, per_step: bool = False
 ) -> DescentState:
     """State after one more step; its loss is the one before where it is not to be evaluated."""
+    number = state.step + 1
+    arguments = (number,) if per_step else ()
     updates, optimizer_state = optimizer.update(state.gradient, state.optimizer_state, state.weights)
     weights = optax.apply_updates(state.weights, updates)
     if evaluate:
-        value, gradient = jax.value_and_grad(loss)(weights)
+        value, gradient = jax.value_and_grad(loss)(weights, *arguments)
     else:
-        value, gradient = state.loss, jax.grad(loss)(weights)
-    return DescentState(state.step + 1, weights, optimizer_state, value, gradient)
+        value, gradient = state.loss, jax.grad(loss)(weights, *arguments)
+    return DescentState(number, weights, optimizer_state, value, gradient)
 
 
 def _no_records(observe, state: DescentState, *, rows: int) -> _History:
@@ -187,25 +195,29 @@ def _no_records(observe, state: DescentState, *, rows: int) -> _History:
     return _History(jax.device_put(np.int32(0)), *columns)
 
 
-def _run(*arguments):
+def _run(*arguments, per_step: bool):
     """`_advance`, with the loss evaluated at records only; a run that diverges is repeated with all of it.
 
     Under `jit` and `vmap`, where nobody can look at the outcome, it is evaluated at every step.
     """
     if is_traced(arguments):
-        return _advance(*arguments, every_step=True)
-    ended = _advance(*arguments, every_step=False)
-    return ended if int(ended[-1]) != Status.DIVERGED else _advance(*arguments, every_step=True)
+        return _advance(*arguments, every_step=True, per_step=per_step)
+    ended = _advance(*arguments, every_step=False, per_step=per_step)
+    if int(ended[-1]) != Status.DIVERGED:
+        return ended
+    return _advance(*arguments, every_step=True, per_step=per_step)
 
 
-@partial(jax.jit, static_argnames="every_step")
-def _advance(loss, optimizer, observe, state, history, end, record_every, tolerance, *, every_step):
+@partial(jax.jit, static_argnames=("every_step", "per_step"))
+def _advance(
+    loss, optimizer, observe, state, history, end, record_every, tolerance, *, every_step, per_step
+):
     """Run up to step `end`, recording every `record_every` steps; stop early where it should.
 
     The state that it starts from is recorded, too, in place of the last record: that of the same state.
     With `every_step` a run ends at the first step whose loss is not finite, otherwise at the first record.
     """
-    step = partial(take_step, loss, optimizer, evaluate=every_step)
+    step = partial(take_step, loss, optimizer, evaluate=every_step, per_step=per_step)
 
     def steps_to_next_record(carry):
         state, history = carry
@@ -214,7 +226,8 @@ def _advance(loss, optimizer, observe, state, history, end, record_every, tolera
             lambda state: (state.step < goal) & jnp.isfinite(state.loss), step, state
         )
         if not every_step:
-            state = state._replace(loss=loss(state.weights))
+            arguments = (state.step,) if per_step else ()
+            state = state._replace(loss=loss(state.weights, *arguments))
         return state, _record(observe, state, history)
 
     def unfinished(carry):

@@ -12,17 +12,17 @@ identity times `ε`; the bulk is one scalar a layer. A step costs `O(L r³)` wha
 Derivation: docs/theory.md 3.1, 3.2 and, for layers that are not square, 3.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from lowdim_jax._host import is_traced
+from lowdim_jax import _isometries
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, check_finite, estimate_rank, frobenius_norm, svd
@@ -31,6 +31,7 @@ from lowdim_jax.optimizers import GradientDescent
 from lowdim_jax.problems.matrix_factorization import factorization
 from lowdim_jax.problems.targets import random_target
 from lowdim_jax.trajectory import Trajectory
+from lowdim_jax.window import WindowLayer, WindowReduction, reduce_window, sample_window
 
 
 class ReducedLayer(NamedTuple):
@@ -150,8 +151,8 @@ class Reduction:
         """Weights of the full network: forms every `d_l × d_{l−1}` matrix."""
         if self.frames is None:
             return tuple(map(_lift_between, layers, self.bases, self.bases[1:]))
-        embeddings = _embeddings(self.frames)
-        narrow = self.bases[_narrowest(widths(self.frames))]
+        embeddings = _isometries.embeddings(self.frames)
+        narrow = self.bases[_isometries.narrowest(widths(self.frames))]
         outside = jnp.eye(len(narrow), dtype=narrow.dtype) - narrow @ narrow.T
         return tuple(
             _lift_between(
@@ -163,6 +164,16 @@ class Reduction:
             )
             for number, layer in enumerate(layers)
         )
+
+
+    def check_optimizer(self, optimizer: Any, /) -> None:
+        """Raise `ValueError` for an optimizer other than `GradientDescent`."""
+        if not isinstance(optimizer, GradientDescent):
+            raise ValueError(
+                f"optimizer is a {type(optimizer).__name__}, expected GradientDescent: the law of parsimony "
+                "holds for updates that rotate with the weights, not for entrywise ones as Adam's; "
+                "strict=False trains the reduced network all the same"
+            )
 
 
 def _lift_between(layer: ReducedLayer, before, after, frame=None, live=None) -> jax.Array:
@@ -180,7 +191,7 @@ def _end_to_end_bulk(layers: Sequence[ReducedLayer]) -> Float[Array, ""]:
     return jnp.prod(jnp.stack([layer.bulk for layer in layers]))
 
 
-def cores(layers: Sequence[ReducedLayer], /) -> Weights:
+def cores(layers: Sequence[ReducedLayer | WindowLayer], /) -> Weights:
     """Core blocks of a reduced network: a deep linear network that `spectra` can measure.
 
     Against `problem.target` its singular values and alignments are those of the full network.
@@ -196,33 +207,53 @@ def cores(layers: Sequence[ReducedLayer], /) -> Weights:
 
 
 def reduce(
-    weights: Sequence[jax.Array], target: jax.Array | LowRank, /, *, strict: bool = True
-) -> Reduction:
-    """Exact reduction of an orthogonally initialized network on a factorization problem.
+    weights: Sequence[jax.Array],
+    target: jax.Array | LowRank | Callable,
+    /,
+    *,
+    window: Any = None,
+    per_step: bool = False,
+    strict: bool = True,
+) -> "Reduction | WindowReduction":
+    """Exact reduction of a network: of a factorization, or of any loss that sees it through a window.
 
     Parameters
     ----------
     weights
-        Initial weights: each layer a (semi-)orthogonal matrix times a scale of its own.
+        Initial weights.
     target
-        `Φ`, dense (its numerical rank is taken, so it must be concrete) or `LowRank`.
+        `Φ`, dense (its numerical rank is taken, so it must be concrete) or `LowRank`: a factorization
+        problem. Each layer is then a (semi-)orthogonal matrix times a scale of its own; or the hidden
+        layers next to the ends are so narrow, as a compressed network's are, that the start may be any.
+
+        Or a function of the weights of a network with any hidden widths, which sees only the part
+        `Uᵀ W V` of the end-to-end matrix: any differentiable loss, on any data. The middle layers are
+        then orthogonal times a scale each, hidden widths do not grow and then shrink (equal ones do
+        neither), and the first and the last layer may be any; with two layers there is no condition.
+    window
+        Of a function: a matrix whose columns span the inputs that it sees, such as the data `X`, one
+        column a sample; or a pair `(outputs, inputs)` of such matrices, None for all. By default all
+        inputs and outputs.
+    per_step
+        Of a function: whether it is `loss(weights, step)` (see `gradient_descent`).
     strict
-        Refuse an initialization that is not orthogonal, and widths that grow and then shrink. With
-        `strict=False` every layer is replaced by its best fit `ε_l P_l` of orthogonal polar factor `P_l`,
-        and a space that bulges by its part that its outer end reaches: a network for which the law
-        holds, to study how it fails for the one given.
+        Refuse what has no exact reduction. With `strict=False` every layer that should be orthogonal is
+        replaced by its best fit, a space that bulges by its part that its outer end reaches, and the loss
+        is not looked at: a network for which the law holds, to study how it fails for the one given.
 
     Returns
     -------
-    `Reduction` with cores of width `2r` for square layers. Each change of width on the way from the
-    narrowest space to the input or the output adds up to `r` more.
+    A `Reduction` with cores of width `2r` for square layers; each change of width on the way from the
+    narrowest space to the input or the output adds up to `r` more. Compressed networks of width `r̂`:
+    ends of width `r̂` from a spectral start, and up to `r̂ + r` from any. For a function a
+    `WindowReduction` with cores of widths `n → m → … → m → k`, `m ≤ n + k`.
 
     Raises
     ------
     ValueError
-        If a layer is not orthogonal, or the widths first grow and then shrink: between two spaces that
-        are wider than what is before and after them no small subspace is closed under the layers
-        (docs/theory.md 3.5).
+        If a layer is not orthogonal that has to be, or widths first grow and then shrink: between two
+        spaces that are wider than what is before and after them no small subspace is closed under the
+        layers (docs/theory.md 3.5). If a loss sees more than its window, or layers apart from their product.
 
     Examples
     --------
@@ -234,31 +265,96 @@ def reduce(
     >>> small = ld.reduced_descent(reduction, ld.GradientDescent(0.05), steps=20)
     >>> bool(jnp.allclose(full.losses, small.losses, rtol=1e-4))
     True
+
+    Under any loss, on any data:
+
+    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
+    >>> weights = ld.orthogonal(jax.random.key(0), (3, 100, 100, 2), scale=1.0)
+    >>> x, y = jnp.eye(3), jnp.ones((2, 3))
+    >>> loss = lambda weights: jnp.sum(jnp.abs(ld.forward(weights, x) - y) ** 1.5)
+    >>> small = ld.reduce(weights, loss)
+    >>> [layer.core.shape for layer in small.layers]
+    [(5, 3), (5, 5), (2, 5)]
     """
+    if callable(target):
+        return reduce_window(weights, target, window=window, per_step=per_step, strict=strict)
+    if window is not None or per_step:
+        raise ValueError("window and per_step are for a loss, but a target is given, which sees everything")
+    return _reduce_factorization(weights, target, strict)
+
+
+def _reduce_factorization(weights, target, strict: bool) -> Reduction:
     spaces = widths(weights)
-    valley = _is_valley(spaces)
-    if strict and not valley:
-        raise ValueError(
-            f"widths {tuple(spaces)} grow and then shrink: no small subspace is closed under such "
-            "layers, so there is no exact reduction; hidden layers no wider than "
-            f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one, and "
-            "strict=False takes the nearest network of such widths"
-        )
     target = factorization(target).target
     check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
         target = svd(target).truncate(estimate_rank(target))
-    frames, scales = zip(
-        *(_frame(weight, number, strict) for number, weight in enumerate(weights, 1)), strict=True
-    )
+    for number, weight in enumerate(weights, 1):
+        check_finite(f"layer {number}", weight)
+    valley = _isometries.is_valley(spaces)
+    try:
+        if strict and not valley:
+            raise ValueError(
+                f"widths {tuple(spaces)} grow and then shrink: no small subspace is closed under such "
+                "layers, so there is no exact reduction; hidden layers no wider than "
+                f"{max(spaces[0], spaces[-1])} = max(d_in, d_out), without a bulge, have one, and "
+                "strict=False takes the nearest network of such widths"
+            )
+        split = [_isometries.frame(weight, number, strict) for number, weight in enumerate(weights, 1)]
+    except ValueError:
+        if strict and _narrow_inside(spaces, target):
+            return _reduce_ends(weights, target)
+        raise
+    frames, scales = zip(*split, strict=True)
     if valley:
-        return _reduction(_bases(frames, target), scales, target, frames)
-    parts = _reached(frames)
+        return _reduction(_isometries.bases(frames, target.left, target.right), scales, target, frames)
+    parts = _isometries.reached(frames)
     ends = list(pairwise(parts))
-    inner = [_polar(after.T @ frame @ before) for frame, (before, after) in zip(frames, ends, strict=True)]
-    bases = tuple(part @ basis for part, basis in zip(parts, _bases(inner, target), strict=True))
+    inner = [
+        _isometries.polar(after.T @ frame @ before)
+        for frame, (before, after) in zip(frames, ends, strict=True)
+    ]
+    chain = _isometries.bases(inner, target.left, target.right)
+    bases = tuple(part @ basis for part, basis in zip(parts, chain, strict=True))
     cut = tuple(after @ frame @ before.T for frame, (before, after) in zip(inner, ends, strict=True))
     return _reduction(bases, scales, target, cut)
+
+
+def _narrow_inside(spaces: Sequence[int], target: LowRank) -> bool:
+    """Whether the ends are wider than what the layers next to them and the target span there."""
+    if len(spaces) < 3:
+        return False
+    rank = target.singular_values.shape[0]
+    return spaces[1] + rank < spaces[0] or spaces[-2] + rank < spaces[-1]
+
+
+def _reduce_ends(weights: Sequence[jax.Array], target: LowRank) -> Reduction:
+    """Reduction of a network with narrow hidden layers from any start: only its ends are cut.
+
+    The rows of the first layer stay in the span of themselves and `V*`, the columns of the last one in
+    that of themselves and `U*` (docs/theory.md 3.9).
+    """
+    right = _end(weights[0].T, target.right)
+    left = _end(weights[-1], target.left)
+    hidden = tuple(jnp.eye(width, dtype=target.dtype) for width in widths(weights)[1:-1])
+    bases = (right, *hidden, left)
+    scales = tuple(jnp.sqrt(jnp.mean(weight**2)) for weight in weights)
+    layers = tuple(
+        ReducedLayer(after.T @ weight @ before, scale, scale)
+        for weight, scale, (before, after) in zip(weights, scales, pairwise(bases), strict=True)
+    )
+    frames = tuple(
+        after @ jnp.eye(after.shape[1], before.shape[1], dtype=target.dtype) @ before.T
+        for before, after in pairwise(bases)
+    )  # nothing beside the cores: `lift` finds neither a live nor an idle part
+    problem = ReducedFactorization(_core_target(bases, target), jnp.zeros((), target.dtype))
+    return Reduction(layers, problem, bases, frames)
+
+
+def _end(columns: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Orthonormal basis of the span of a layer's columns and the target's vectors."""
+    span, _ = jnp.linalg.qr(columns)
+    return _isometries.extend(span, jnp.eye(span.shape[1], dtype=span.dtype), vectors)
 
 
 def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
@@ -290,26 +386,50 @@ def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
 
 
 def sample(
-    key: jax.Array, d: int, singular_values: Float[Array, " r"], /, *, depth: int, scale
-) -> Reduction:
-    """A Haar-initialized square network of any width on a random target, already reduced.
+    key: jax.Array,
+    d: int | Sequence[int],
+    singular_values: Float[Array, " r"] | Callable,
+    /,
+    *,
+    scale,
+    depth: int | None = None,
+    **options,
+) -> "Reduction | WindowReduction":
+    """A randomly initialized network of any width, already reduced.
 
-    The distribution is exact, not asymptotic. The product `R_L = Q_L ⋯ Q_1` of independent
-    Haar-distributed matrices is Haar-distributed, so `R_Lᵀ U*` is uniform on the orthonormal `d × r`
-    frames and independent of `V*`. By the gauge (docs/theory.md 3.1) the network is the
+    *Of a factorization*, `sample(key, d, singular_values, depth=L, scale=ε)`: a Haar-initialized square
+    network on a random target. The distribution is exact, not asymptotic. The product `R_L = Q_L ⋯ Q_1` of
+    independent Haar-distributed matrices is Haar-distributed, so `R_Lᵀ U*` is uniform on the orthonormal
+    `d × r` frames and independent of `V*`. By the gauge (docs/theory.md 3.1) the network is the
     identity-initialized one with this frame as left singular vectors: the frame is drawn directly, and
     no `d × d` array exists anywhere. Costs `O(d r²)` time and `O(d r)` memory (docs/theory.md 3.4).
+
+    *Of any loss*, `sample(key, (d_in, h, …, h, d_out), loss, scale=ε)`: Haar-distributed middle layers, and
+    outer ones that are Haar-distributed, too, or Gaussian. The loss sees the network through a window of
+    `n` inputs and `k` outputs. Only the Gram matrix of the outer layers' columns enters, and it is drawn
+    itself: `O((n + k)³)` time and no array of size `h`, at any `h` (docs/theory.md 3.8).
 
     Parameters
     ----------
     key
         Random key.
     d
-        Width.
+        Width; or all widths, input to output, with hidden layers of one width.
     singular_values
-        `(r,)`: `σ*_i`.
-    depth, scale
-        `L` and `ε`.
+        `(r,)`: `σ*_i`. Or a loss, as for `reduce`.
+    scale
+        `ε`; with a loss, also one number a layer.
+    depth
+        `L`, where the width is one number.
+    options
+        With a loss: `window` and `per_step` as for `reduce`; `outer`, `"orthogonal"` or `"gaussian"`, as
+        `initialization.orthogonal` and `initialization.gaussian` draw the first and the last layer; `dtype`;
+        and `core_only=False` to draw the outer layers themselves, so that `lift` can form the full network.
+
+    Raises
+    ------
+    ValueError
+        If a width, scale or option is out of range, or one is given that belongs to the other kind.
 
     Examples
     --------
@@ -319,12 +439,23 @@ def sample(
     >>> bool(reduction.problem.recovery_error(run.weights) < 0.1)
     True
     """
+    if callable(singular_values):
+        if depth is not None or isinstance(d, int):
+            raise ValueError(
+                f"d={d}, depth={depth}: with a loss, expected all widths (d_in, h, …, h, d_out) and no depth"
+            )
+        return sample_window(key, d, singular_values, scale=scale, **options)
+    if depth is None or not isinstance(d, int) or options:
+        raise ValueError(
+            f"d={d}, depth={depth}, {', '.join(options) or 'no options'}: with singular values, expected one "
+            "width, a depth and a scale"
+        )
     target = random_target(key, (d, d), singular_values)
     return reduce_identity(target, depth=depth, scale=scale)
 
 
 def reduced_descent(
-    reduction: Reduction,
+    reduction: "Reduction | WindowReduction",
     optimizer: GradientDescent | optax.GradientTransformation,
     /,
     *,
@@ -337,7 +468,9 @@ def reduced_descent(
     ----------
     optimizer
         `GradientDescent`: plain, with momentum, Nesterov momentum, weight decay or discrepant rates, under
-        all of which the law is exact.
+        all of which the law is exact. Where the loss sees the network through a window, also any optax
+        optimizer that rotates with the weights, with clipping, schedules and rates of layers: it is tried on
+        a small network first.
     strict
         Refuse other optimizers. Adam, for one, is not rotation-equivariant: it moves the entries of the
         core as if they were the full network's, which they are not (docs/theory.md 3.2).
@@ -347,7 +480,7 @@ def reduced_descent(
     Raises
     ------
     ValueError
-        For an optimizer other than `GradientDescent`, unless `strict=False`.
+        For an optimizer under which the reduction is not exact, unless `strict=False`.
 
     Examples
     --------
@@ -357,129 +490,14 @@ def reduced_descent(
     >>> run.steps, bool(run.losses[-1] < run.losses[0] / 10)
     (Array([  0,  50, 100], dtype=int32), True)
     """
-    if strict and not isinstance(optimizer, GradientDescent):
-        raise ValueError(
-            f"optimizer is a {type(optimizer).__name__}, expected GradientDescent: the law of parsimony "
-            "holds for updates that rotate with the weights, not for entrywise ones as Adam's; "
-            "strict=False trains the reduced network all the same"
-        )
-    return gradient_descent(reduction.problem, reduction.layers, optimizer, **options)
-
-
-def _narrowest(spaces: Sequence[int]) -> int:
-    """Index of the narrowest space."""
-    return list(spaces).index(min(spaces))
-
-
-def _is_valley(spaces: Sequence[int]) -> bool:
-    """Whether the widths never rise before they fall: towards the narrowest space from either end."""
-    narrow = _narrowest(spaces)
-    down, up = list(spaces[: narrow + 1]), list(spaces[narrow + 1 :])
-    return down == sorted(down, reverse=True) and up == sorted(up)
-
-
-def _reached(frames: Sequence[jax.Array]) -> list[jax.Array]:
-    """Orthonormal bases of the part of each space that its outer end reaches: all of it, but for a bulge."""
-    narrow, dtype = _narrowest(widths(frames)), frames[0].dtype
-    from_input = _reached_from(frames[0].shape[1], frames[:narrow], dtype)
-    outward = [frame.T for frame in reversed(frames[narrow:])]
-    from_output = _reached_from(len(frames[-1]), outward, dtype)
-    return [*from_input[:-1], *reversed(from_output)]
-
-
-def _reached_from(end: int, frames: Sequence[jax.Array], dtype) -> list[jax.Array]:
-    parts = [jnp.eye(end, dtype=dtype)]
-    for frame in frames:
-        image = frame @ parts[-1]
-        wide, thin = image.shape
-        parts.append(_polar(image) if wide > thin else jnp.eye(wide, dtype=dtype))
-    return parts
-
-
-def _polar(matrix: jax.Array) -> jax.Array:
-    """Nearest (semi-)orthogonal matrix."""
-    u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return u @ vt
-
-
-def _frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax.Array]:
-    """Split a layer into a semi-orthogonal matrix and its scale."""
-    check_finite(f"layer {number}", weight)
-    s = jnp.linalg.svd(weight, compute_uv=False)
-    scale = jnp.mean(s)
-    if not is_traced(scale) and scale == 0:
-        raise ValueError(f"layer {number} is zero: it has no orthogonal factor")
-    if strict and not is_traced(scale):
-        low, high = float(s[-1]), float(s[0])
-        if high - low > 1e3 * float(jnp.finfo(s.dtype).eps) * high:
-            raise ValueError(
-                f"layer {number} has singular values from {low:.6g} to {high:.6g}: the law of parsimony "
-                "needs an orthogonal initialization, where they are equal; strict=False takes the "
-                "nearest one"
-            )
-    return _polar(weight), scale
-
-
-def _embeddings(frames: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Isometries `J_l` from the narrowest space to each space: products of frames, or transposes."""
-    spaces = widths(frames)
-    narrow = _narrowest(spaces)
-    embeddings = {narrow: jnp.eye(spaces[narrow], dtype=frames[0].dtype)}
-    for space in range(narrow, 0, -1):
-        embeddings[space - 1] = frames[space - 1].T @ embeddings[space]
-    for space in range(narrow + 1, len(spaces)):
-        embeddings[space] = frames[space - 1] @ embeddings[space - 1]
-    return tuple(embeddings[space] for space in range(len(spaces)))
-
-
-def _bases(frames: Sequence[jax.Array], target: LowRank) -> tuple[jax.Array, ...]:
-    """Small bases that hold the target's singular vectors and that the layers map to each other.
-
-    In the narrowest space they are spanned by `V*` carried forward and `U*` carried back. Where a
-    layer widens on the way out from there, the new space also holds the part of `V*` (`U*`) which that
-    layer cuts off.
-    """
-    narrow = _narrowest(widths(frames))
-    forward = [target.right]
-    for frame in frames[:narrow]:
-        forward.append(frame @ forward[-1])
-    backward = [target.left]
-    for frame in reversed(frames[narrow:]):
-        backward.append(frame.T @ backward[-1])
-
-    bases = [jnp.linalg.qr(jnp.concatenate([forward[-1], backward[-1]], axis=1))[0]]
-    for frame, vectors in zip(reversed(frames[:narrow]), reversed(forward[:-1]), strict=True):
-        bases.insert(0, _extend(frame.T, bases[0], vectors))
-    for frame, vectors in zip(frames[narrow:], reversed(backward[:-1]), strict=True):
-        bases.append(_extend(frame, bases[-1], vectors))
-    return tuple(bases)
-
-
-def _extend(isometry: jax.Array, basis: jax.Array, vectors: jax.Array) -> jax.Array:
-    """Basis carried over by an isometry, with the parts of `vectors` outside the isometry's range."""
-    carried = isometry @ basis
-    wide, thin = isometry.shape
-    count = min(vectors.shape[1], wide - thin)
-    if count == 0:
-        return carried
-
-    def outside(columns):
-        return columns - isometry @ (isometry.T @ columns)
-
-    u, s, _ = jnp.linalg.svd(outside(vectors), full_matrices=False)
-    # Where a vector has no part outside, any direction there will do: the core never moves in it.
-    spare = jax.random.normal(jax.random.key(0), (wide, count), u.dtype) / wide**0.5
-    present = s[None, :count] > 100 * jnp.finfo(s.dtype).eps
-    columns = jnp.where(present, u[:, :count], spare)
-    for _ in range(2):
-        columns, _ = jnp.linalg.qr(outside(columns))
-    return jnp.concatenate([carried, columns], axis=1)
+    if strict:
+        reduction.check_optimizer(optimizer)
+    objective: Any = reduction.problem
+    per_step = getattr(objective, "per_step", False)
+    return gradient_descent(objective, reduction.layers, optimizer, per_step=per_step, **options)
 
 
 def _reduction(bases, scales, target: LowRank, frames) -> Reduction:
-    core_target = LowRank(
-        bases[-1].T @ target.left, target.singular_values, bases[0].T @ target.right
-    )
     layers = tuple(
         ReducedLayer(
             scale * jnp.eye(after.shape[1], before.shape[1], dtype=after.dtype), scale, scale
@@ -487,5 +505,9 @@ def _reduction(bases, scales, target: LowRank, frames) -> Reduction:
         for scale, before, after in zip(scales, bases, bases[1:], strict=False)
     )
     bulk_count = min(len(basis) - basis.shape[1] for basis in bases)
-    problem = ReducedFactorization(core_target, jnp.asarray(bulk_count, target.dtype))
+    problem = ReducedFactorization(_core_target(bases, target), jnp.asarray(bulk_count, target.dtype))
     return Reduction(layers, problem, bases, frames)
+
+
+def _core_target(bases, target: LowRank) -> LowRank:
+    return LowRank(bases[-1].T @ target.left, target.singular_values, bases[0].T @ target.right)

@@ -35,6 +35,7 @@ TOOLS = {
     "lowdim_jax.problems.base": {"as_truth"},
     "lowdim_jax.problems.matrix_completion": {"completion_error", "half_squared_misfit"},
     "lowdim_jax.trajectory": {"blank", "trim"},
+    "lowdim_jax.window": {"hidden_bases", "make_window", "reduce_window", "sample_window"},
 }
 
 
