@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 import lowdim_jax as ld
 from lowdim_jax.linalg import extend_orthonormal
 from theory_checks.reference import modes
+from theory_checks.registry import NotApplicable
 from theory_checks.setting import Setting
 
 FITTED = 1e-3
@@ -142,6 +143,37 @@ def last_fit(setting: Setting, *, depth: int, scale, alpha=1.0, tolerance=FITTED
 
 
 _fit_time = cache(modes.fit_time)
+
+
+def require_distinct(setting: Setting, ratio: float = 0.999) -> None:
+    """Raise `NotApplicable` if two neighbouring singular values are closer than `ratio`."""
+    sigma = np.asarray(setting.targets.singular_values, float)
+    ratios = sigma[:, 1:] / sigma[:, :-1]
+    if ratios.size and np.max(ratios) > ratio:
+        at = int(np.argmax(np.max(ratios, axis=0)))
+        raise NotApplicable(
+            f"singular values {at + 1} and {at + 2} of the target, {np.max(sigma[:, at]):.6g} and "
+            f"{np.max(sigma[:, at + 1]):.6g}, are not distinct: their components have no vectors of their own"
+        )
+
+
+def require_room(setting: Setting) -> None:
+    """Raise `NotApplicable` unless `r̂ ≤ max(r, d − r)`: the original keeps more idle directions (1.5)."""
+    rank, width, d = setting.rank, setting.compressed_rank, min(setting.shape)
+    if width > max(rank, d - rank):
+        raise NotApplicable(
+            f"r̂ = {width} is more than max(r, d − r) = {max(rank, d - rank)}, with r = {rank} and d = {d}"
+        )
+
+
+def require_observations(setting: Setting, count: float, least: float = 1.5) -> None:
+    """Raise `NotApplicable` if there are too few measurements for `r (d_out + d_in − r)` unknowns."""
+    unknowns = setting.rank * (sum(setting.shape) - setting.rank)
+    if count < least * unknowns:
+        raise NotApplicable(
+            f"{count:.0f} measurements are fewer than {least:g} times the {unknowns} unknowns of a matrix of "
+            f"shape {setting.shape} and rank {setting.rank}"
+        )
 
 
 def steps_to_fit(setting: Setting, rate: float, *, depth: int, scale, alpha=1.0, slack=1.1) -> int:

@@ -186,10 +186,10 @@ def escape_ratio(setting: Setting, /, *, overlap=0.0) -> Evidence:
         )
         if depth == 2:
             name, value = "delay at L = 2", original_time - compressed_time
-            expected = float(ld.theory.escape_delay(sigma))
+            expected = originals.two_layer_delay(sigma)
         else:
             name, value = f"κ_{depth}", original_time / compressed_time
-            expected = ld.theory.escape_ratio(depth)
+            expected = originals.ESCAPE_RATIOS[depth]
         measured[name], predicted[name] = value, expected
         errors.append(abs(value / expected - 1))
     return Evidence(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
+from theory_checks.reference import modes
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.runs import (
     compressed,
@@ -15,6 +16,8 @@ from theory_checks.runs import (
     errors_under_descent,
     original,
     per_seed,
+    require_distinct,
+    require_room,
     steps_to_fit,
 )
 from theory_checks.setting import Setting
@@ -28,6 +31,7 @@ CASES = ((2, 0.01), (2, 0.5), (3, 0.03), (3, 0.5), (4, 0.3), (4, 1.0))
     claim="The compressed network has (d_out + d_in) r̂ + (L − 2) r̂² parameters.",
     source="1.2",
     controls={"hidden layers one unit wider": {"extra": 1}},
+    rests_on=("theorem", "library"),
 )
 def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
     d_out, d_in = setting.shape
@@ -42,14 +46,16 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
     planned = [
         _count(ld.compressed_widths(d_out, d_in, depth=depth, rank=rank + extra)) for depth in depths
     ]
-    full = _count(ld.full_widths(d_out, d_in, depth=3))
+    full, narrow = _count(ld.full_widths(d_out, d_in, depth=3)), min(d_out, d_in)
+    original = (d_out + d_in) * narrow + narrow**2
+    apart = np.abs(np.subtract([measured, planned], predicted))
     return Evidence(
-        errors=np.abs(np.subtract([measured, planned], predicted)).max(keepdims=True).ravel(),
+        errors=np.array([max(apart.max(), abs(full - original))]),
         tolerance=0,
         reason="whole numbers",
         quantity="largest difference over L = 2 … 6",
-        predicted={"L = 3": predicted[1], "original network, L = 3": full},
-        measured={"L = 3": measured[1], "original over compressed": full / measured[1]},
+        predicted={"L = 3": predicted[1], "original network, L = 3": original},
+        measured={"L = 3": measured[1], "original network, L = 3": full},
         curves=(
             Curve("parameters of the compressed network", np.array(depths), np.array(predicted),
                   np.array(measured), xlabel="depth L", ylabel="parameters"),
@@ -60,51 +66,63 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
 @check(
     "surrogate",
     claim="The surrogate of factorization, sensing and completion is the negative gradient of the loss at "
-    "the zero matrix, and its leading singular vectors are the compressed network's outer factors.",
+    "the zero matrix, Φ, Σ y_i A_i / c and P_Ω(Φ) / p, and its leading singular vectors are the compressed "
+    "network's outer factors.",
     source="1.3",
     controls={"gradient taken at a random matrix": {"origin": 1.0}},
+    rests_on=("NumPy", "library"),
 )
 def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
-    errors = np.asarray(per_seed(_surrogate_gaps, setting, {"origin": origin}, rank=setting.rank))
+    found = per_seed(_surrogates, setting, {"origin": origin}, rank=setting.rank)
+    measured = jax.tree.map(lambda part: np.asarray(part, float), found)
+    errors = np.array([
+        _surrogate_gaps(setting, seed, jax.tree.map(lambda part, k=seed: part[k], measured))
+        for seed in range(setting.seeds)
+    ])
     gap = float(setting.targets.singular_values[0, 0] / jnp.min(setting.targets.singular_values))
     names = ("factorization", "sensing", "completion", "outer factors")
     return Evidence(
         errors=errors.max(axis=1),
         tolerance=setting.rounding(1) * gap * max(setting.shape),
         reason="rounding of a singular value decomposition, times σ*_1/σ*_r",
-        quantity="relative Frobenius difference of surrogate and −∇ℓ(0), and sine of the largest angle "
-        "between outer factors and singular subspaces of −∇ℓ(0)",
+        quantity="relative Frobenius difference of surrogate and of −∇ℓ(0) from NumPy's, and of the "
+        "projections on outer factors from those on the target's singular subspaces",
         predicted={"difference": 0},
         measured=dict(zip(names, errors.max(axis=0), strict=True)),
     )
 
 
-def _surrogate_gaps(target, key, *, origin, rank):
-    """What `quantity` of the check says: one number a problem, and the angle of the outer factors."""
+def _surrogates(target, key, *, origin, rank):
+    """Measurements and mask; surrogates and negative gradients of three problems; outer factors."""
     key_point, key_mask, key_stack = jax.random.split(key, 3)
     point = origin * jax.random.normal(key_point, target.shape, target.dtype)
     truth = target.dense()
     stack = ld.gaussian_measurements(key_stack, 30, target.shape, dtype=target.dtype)
-    problems: tuple[Any, ...] = (
-        ld.factorization(truth),
-        ld.sensing(stack, truth=truth),
-        ld.completion(truth, jax.random.uniform(key_mask, target.shape) < 0.5),
-    )
+    mask = jax.random.uniform(key_mask, target.shape) < 0.5
+    problems: tuple[Any, ...] = (ld.factorization(truth), ld.sensing(stack, truth=truth), ld.completion(truth, mask))
     descents = [-jax.grad(problem.loss)((point,))[0] for problem in problems]
-    gaps = [
-        jnp.linalg.norm(problem.surrogate_matrix() - descent) / jnp.linalg.norm(descent)
-        for problem, descent in zip(problems, descents, strict=True)
-    ]
-    return jnp.stack([*gaps, _outer_angle(target, key, descents[0], rank)])
-
-
-def _outer_angle(target, key, descent, rank):
-    """Sine of the largest angle between a compressed network's outer factors and a matrix's subspaces."""
+    surrogates = [truth, *(problem.surrogate_matrix() for problem in problems[1:])]
     weights = compressed(target, key, depth=2, scale=1.0, rank=rank)
-    left, _, right = jnp.linalg.svd(descent, full_matrices=False)
-    sides = ((left, weights[1]), (right.T, weights[0].T))
-    angles = [ld.linalg.subspace_angles(vectors[:, :rank], outer) for vectors, outer in sides]
-    return jnp.max(jnp.sin(jnp.stack(angles)))
+    return stack, mask, surrogates, descents, weights
+
+
+def _surrogate_gaps(setting: Setting, seed: int, measured) -> list[float]:
+    """What `quantity` of the check says: one number a problem, and one for the outer factors."""
+    stack, mask, surrogates, descents, (rows, columns) = measured
+    left, sigma, right = (np.asarray(part[seed], float) for part in jax.tree.leaves(setting.targets))
+    truth = left * sigma @ right.T
+    labels = np.einsum("mij,ij->m", stack, truth)
+    exact = (
+        truth,
+        np.einsum("m,mij->ij", labels, stack) / (np.sum(stack**2) / truth.size),
+        np.where(mask > 0, truth, 0) / np.mean(mask),
+    )
+    gaps = [
+        max(np.linalg.norm(found - e) for found in (surrogates[k], descents[k])) / np.linalg.norm(e)
+        for k, e in enumerate(exact)
+    ]
+    sides = (left @ left.T, columns @ columns.T), (right @ right.T, rows.T @ rows)
+    return [*gaps, max(np.linalg.norm(known - own) for known, own in sides)]
 
 
 @check(
@@ -117,8 +135,12 @@ def _outer_angle(target, key, descent, rank):
             "start": "reversed", "cases": CASES[3:4],
         },
     },
+    rests_on=("reference", "library"),
 )
 def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence:
+    """The compressed network's error is that of scalar maps, which `scalar-map` ties to its matrices."""
+    require_room(setting)
+    require_distinct(setting)
     errors, curves, longest = [], [], 0
     narrow = {"rank": setting.compressed_rank, "start": start}
     for depth, scale in cases:
@@ -129,13 +151,12 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
             for same, other in CASES if same == depth
         )
         longest = max(longest, steps)
-        small, full = (
-            np.asarray(errors_under_descent(setting.targets, weights, rate, steps=steps))
-            for weights in (
-                per_seed(compressed, setting, {"scale": scale}, depth=depth, **narrow),
-                per_seed(original, setting, {"scale": scale}, depth=depth),
-            )
-        )
+        full = _trained(setting, per_seed(original, setting, {"scale": scale}, depth=depth), rate, steps)
+        if start == "spectral":
+            small = _errors_of_maps(setting, depth=depth, scale=scale, learning_rate=rate, steps=steps)
+        else:
+            weights = per_seed(compressed, setting, {"scale": scale}, depth=depth, **narrow)
+            small = _trained(setting, weights, rate, steps)
         errors.append(np.max(small - full, axis=1))
         if scale < 0.5:
             every = max(1, steps // 300)
@@ -155,6 +176,20 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
         measured={"largest difference": errors},
         curves=tuple(curves),
     )
+
+
+def _trained(setting: Setting, weights, rate: float, steps: int) -> np.ndarray:
+    return np.asarray(errors_under_descent(setting.targets, weights, rate, steps=steps))
+
+
+def _errors_of_maps(setting: Setting, **law) -> np.ndarray:
+    """Relative recovery error of the compressed network at every step, `(seeds, steps + 1)`, by 2.1."""
+    others = np.square(modes.mode_descent(0.0, **law)) * (setting.compressed_rank - setting.rank)
+    errors = []
+    for row in setting.targets.singular_values.tolist():
+        squares = [np.square(np.subtract(modes.mode_descent(sigma, **law), sigma)) for sigma in row]
+        errors.append(np.sqrt(np.sum(squares, axis=0) + others) / np.linalg.norm(row))
+    return np.array(errors)
 
 
 def _count(widths):

@@ -1,14 +1,26 @@
 """Section 4 of docs/theory.md: what the flow conserves, and how descent departs from it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 import lowdim_jax as ld
-from lowdim_jax import theory
+from lowdim_jax.flow import gradient_flow
+from theory_checks.reference import modes, networks
 from theory_checks.registry import Curve, Evidence, check
-from theory_checks.runs import compressed, edge, keep, last_fit, original, per_seed, steps_to_fit
+from theory_checks.runs import (
+    compressed,
+    edge,
+    keep,
+    last_fit,
+    original,
+    per_seed,
+    require_distinct,
+    steps_to_fit,
+)
 from theory_checks.setting import Setting
 
 SCALE = 0.3
@@ -59,6 +71,7 @@ def _drifts(targets, weights, times, alpha, rates, rtol):
             "cases": ((3, 3.0),),
         }
     },
+    rests_on=("theorem", "library"),
 )
 def balancedness(
     setting: Setting, /, *, assumed_alpha=None, cases=((2, 1.0), (3, 1.0), (3, 3.0))
@@ -97,14 +110,20 @@ def balancedness(
     claim="One step of descent changes x_i² − x_j² by exactly the factor 1 − η²(σ−σ*)²σ²/(x_i x_j)².",
     source="4.2",
     controls={"momentum": {"momentum": 0.5}},
+    rests_on=("theorem", "library"),
 )
 def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
     rate = 0.5 * edge(setting, depth=3)
     steps = min(400, steps_to_fit(setting, rate, depth=3, scale=SCALE))
     numbers = {"rate": rate, "momentum": momentum}
-    drifts = per_seed(_balance_steps, setting, numbers, rank=setting.rank, steps=steps)
-    errors, measured = (np.asarray(part) for part in drifts)
-    start = np.broadcast_to(measured[0, :1], measured[0].shape)
+    x = np.asarray(per_seed(_factors, setting, numbers, rank=setting.rank, steps=steps), float)
+    goals = np.asarray(setting.targets.singular_values, float)[:, None]
+    measured = x[..., :, None] ** 2 - x[..., None, :] ** 2  # seeds × steps × components × layers × layers
+    sigma = np.prod(x, axis=-1)
+    drift = (rate * (sigma - goals) * sigma)[..., None, None] / (x[..., :, None] * x[..., None, :])
+    predicted = (measured * (1 - drift**2))[:, :-1]
+    size = goals[:, 0, 0] ** (2 / 3)
+    errors = np.max(np.abs(measured[:, 1:] - predicted), axis=(1, 2, 3, 4)) / size
     return Evidence(
         errors=errors,
         tolerance=setting.rounding(1),
@@ -113,37 +132,24 @@ def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
         predicted={"difference": 0},
         measured={"difference": errors},
         curves=(
-            Curve("x_1² − x_j² of the top component", np.arange(len(start)), start, measured[0],
-                  xlabel="step", labels=("conserved by the flow", "descent")),
+            Curve("x_1² − x_j² of the top component", np.arange(1, steps + 1), predicted[0, :, 0, 0, 1:],
+                  measured[0, 1:, 0, 0, 1:], xlabel="step"),
         ),
     )
 
 
-def _balance_steps(target, key, *, rate, momentum, rank, steps):
-    """Worst difference of a step from the formula, and the imbalances of the top component."""
+def _factors(target, key, *, rate, momentum, rank, steps):
+    """Scalar factors at every step, `(steps + 1, r, L)`, from layers of unequal scales."""
     weights = compressed(target, key, depth=3, scale=SCALE, rank=rank)
     weights = tuple(f * w for f, w in zip((1.0, 2.0, 3.0), weights, strict=True))
-    run = ld.gradient_descent(
-        ld.factorization(target).loss,
-        weights,
-        ld.GradientDescent(rate, momentum=momentum),
-        steps=steps,
-        observe=keep,
-    )
+    rule = ld.GradientDescent(rate, momentum=momentum)
+    run = ld.gradient_descent(ld.factorization(target), weights, rule, steps=steps, observe=keep)
     first, middle, last = run.observed
-    x = jnp.stack(
-        [
-            jnp.einsum("tri,ir->tr", first, target.right),
-            jnp.einsum("trr->tr", middle),
-            jnp.einsum("tir,ir->tr", last, target.left),
-        ],
-        axis=-1,
-    )  # steps × components × layers
-    squares = x**2
-    measured = squares[..., :, None] - squares[..., None, :]
-    predicted = theory.balance_step(x[:-1], target.singular_values[None], learning_rate=rate)
-    size = target.singular_values[0] ** (2 / 3)
-    return jnp.max(jnp.abs(measured[1:] - predicted)) / size, measured[:, 0, 0, 1:]
+    return jnp.stack([
+        jnp.einsum("tri,ir->tr", first, target.right),
+        jnp.einsum("trr->tr", middle),
+        jnp.einsum("tir,ir->tr", last, target.left),
+    ], axis=-1)
 
 
 @check(
@@ -151,8 +157,10 @@ def _balance_steps(target, key, *, rate, momentum, rank, steps):
     claim="In a balanced network σ̇_i = L σ_i^{2−2/L} ⟨u_i, (Φ − W) v_i⟩ along gradient flow.",
     source="4.3",
     controls={"an initialization that is not balanced": {"first_layer": 3.0}},
+    rests_on=("theorem", "library"),
 )
 def singular_value_rate(setting: Setting, /, *, first_layer=1.0) -> Evidence:
+    require_distinct(setting)
     depth = 3
     end = last_fit(setting, depth=depth, scale=SCALE)
     # Rates are measured as central differences over a short time h, from float32 up.
@@ -160,9 +168,15 @@ def singular_value_rate(setting: Setting, /, *, first_layer=1.0) -> Evidence:
     middles = np.linspace(0.15, 1, 24) * end
     times = jnp.asarray((middles[:, None] + h * np.array([-1, 0, 1])).ravel(), setting.dtype)
 
-    numbers = {"first_layer": first_layer, "times": times, "h": h, "rtol": _rtol(setting)}
-    rates = per_seed(_rates_along_the_flow, setting, numbers, depth=depth, top=setting.rank)
-    measured, predicted = (np.asarray(part) for part in rates)
+    numbers = {"first_layer": first_layer, "times": times, "rtol": _rtol(setting)}
+    products = np.asarray(per_seed(_products_along_the_flow, setting, numbers, depth=depth), float)
+    r, targets = setting.rank, _dense(setting)
+    u, s, vt = np.linalg.svd(products[:, 1::3], full_matrices=False)
+    residual = targets[:, None] - products[:, 1::3]
+    aligned = np.einsum("stik,stij,stkj->stk", u[..., :r], residual, vt[..., :r, :])
+    predicted = depth * s[..., :r] ** (2 - 2 / depth) * aligned
+    sides = np.linalg.svd(products, compute_uv=False)[..., :r]
+    measured = (sides[:, 2::3] - sides[:, 0::3]) / (2 * h)
     size = np.max(np.abs(predicted), axis=(1, 2))
     errors = np.max(np.abs(measured - predicted), axis=(1, 2)) / size
     tolerance = 3 * (3 * _rtol(setting)) ** (2 / 3)
@@ -180,21 +194,18 @@ def singular_value_rate(setting: Setting, /, *, first_layer=1.0) -> Evidence:
     )
 
 
-def _rates_along_the_flow(target, key, *, first_layer, times, h, rtol, depth, top):
-    """Measured and predicted rates of the `top` leading singular values at every middle of three times."""
+def _products_along_the_flow(target, key, *, first_layer, times, rtol, depth):
+    """The end-to-end matrix at `times`."""
     first, *rest = original(target, key, depth=depth, scale=SCALE)
-    run = ld.gradient_flow(
-        ld.factorization(target.dense()).loss, (first_layer * first, *rest), times, rtol=rtol,
-        observe=ld.end_to_end,
-    )
-    u, s, vt = jnp.linalg.svd(run.observed[1::3], full_matrices=False)
-    predicted = jax.vmap(
-        lambda w, u, s, vt: theory.singular_value_rate(
-            s[:top], u[:, :top], vt[:top].T, target.dense() - w, depth=depth
-        )
-    )(run.observed[1::3], u, s, vt)
-    sides = jnp.linalg.svd(run.observed, compute_uv=False)[:, :top]
-    return (sides[2::3] - sides[0::3]) / (2 * h), predicted
+    problem = ld.factorization(target.dense())
+    run = gradient_flow(problem, (first_layer * first, *rest), times, rtol=rtol, observe=ld.end_to_end)
+    return run.observed
+
+
+def _dense(setting: Setting) -> np.ndarray:
+    """Every seed's target, formed in float64."""
+    left, sigma, right = (np.asarray(part, float) for part in jax.tree.leaves(setting.targets))
+    return np.einsum("sir,sr,sjr->sij", left, sigma, right)
 
 
 @check(
@@ -202,42 +213,52 @@ def _rates_along_the_flow(target, key, *, first_layer, times, h, rtol, depth, to
     claim="Gradient descent at step k approaches gradient flow at time ηk with error O(η).",
     source="4.4",
     controls={"momentum 0.5 read on the clock of plain descent": {"momentum": 0.5}},
+    rests_on=("reference", "library"),
 )
 def descent_to_flow(setting: Setting, /, *, momentum=0.0) -> Evidence:
+    """The flow, and descent as predicted, are NumPy's and SciPy's."""
     depth = 3
-    end = float(
-        theory.mode_time(
-            0.5 * float(jnp.min(setting.targets.singular_values[:, 0])),
-            float(jnp.min(setting.targets.singular_values[:, 0])), depth=depth, scale=SCALE,
-        )
-    )
+    own = setting if setting.target is not None else replace(setting, size="small")
+    top = float(np.min(own.targets.singular_values[:, 0]))
+    end = float(modes.mode_time(0.5 * top, top, depth=depth, scale=SCALE))
     rates = end / np.array(COUNTS)
-    numbers = {"times": jnp.asarray([end], setting.dtype), "momentum": momentum, "rtol": _rtol(setting)}
-    gaps = np.asarray(per_seed(_distances_from_the_flow, setting, numbers, depth=depth))
-    slopes = np.polyfit(np.log(rates), np.log(gaps).T, 1)[0]
-    reference = gaps[0, -1] * rates / rates[-1]
+    starts = per_seed(original, own, {"scale": SCALE}, depth=depth)
+    numbers = {"end": end, "momentum": momentum}
+    products = np.asarray(per_seed(_ends_of_descent, own, numbers, starts=starts), float)
+    measured, predicted = [], []
+    for seed, target in enumerate(_dense(own)):
+        problem, start = networks.factorization(target), [np.asarray(w[seed], float) for w in starts]
+        limit = networks.product(networks.flow(problem, start, [end], rtol=1e-9, atol=1e-11)[-1])
+        exact = [
+            networks.product(networks.descent(problem, start, rate=rate, steps=count)[-1])
+            for rate, count in zip(rates, COUNTS, strict=True)
+        ]
+        size = np.linalg.norm(target, 2)
+        measured.append(np.linalg.norm(products[seed] - limit, axis=(1, 2)) / size)
+        predicted.append(np.linalg.norm(np.array(exact) - limit, axis=(1, 2)) / size)
+    measured, predicted = np.array(measured), np.array(predicted)
+    slopes = np.polyfit(np.log(rates), np.log(measured).T, 1)[0]
+    apart = np.max(np.abs(measured / predicted - 1), axis=1)
     return Evidence(
-        errors=np.abs(slopes - 1),
+        errors=np.maximum(np.abs(slopes - 1), apart),
         tolerance=0.1,
         reason="the next order in η, at 64 to 512 steps to half height",
-        quantity="|slope − 1| of log ‖W_descent − W_flow‖_F against log η",
-        predicted={"slope": 1.0},
-        measured={"slope": slopes},
+        quantity="|slope − 1| of log ‖W_descent − W_flow‖_F against log η, and largest relative difference "
+        "of that distance from NumPy's",
+        predicted={"slope": 1.0, "distances, seed 0": predicted[0]},
+        measured={"slope": slopes, "distances, seed 0": measured[0]},
         curves=(
-            Curve("distance from the flow", rates, reference, gaps[0], xlabel="learning rate η",
+            Curve("distance from the flow", rates, predicted[0], measured[0], xlabel="learning rate η",
                   ylabel="‖W − W_flow‖_F / σ*_1", xlog=True, ylog=True),
         ),
     )
 
 
-def _distances_from_the_flow(target, key, *, times, momentum, rtol, depth):
-    """`‖W_descent − W_flow‖_F / σ*_1` at the end of `times`, one for each of `COUNTS`."""
-    weights = original(target, key, depth=depth, scale=SCALE)
-    loss = ld.factorization(target.dense()).loss
-    limit = ld.end_to_end(ld.gradient_flow(loss, weights, times, rtol=rtol).weights)
-    gaps = []
+def _ends_of_descent(target, weights, *, end, momentum):
+    """The end-to-end matrix after the time `end`, one for each of `COUNTS`."""
+    problem, products = ld.factorization(target.dense()), []
     for count in COUNTS:
-        rule = ld.GradientDescent(times[-1] / count, momentum=momentum)
-        run = ld.gradient_descent(loss, weights, rule, steps=count, record_every=count)
-        gaps.append(jnp.linalg.norm(ld.end_to_end(run.weights) - limit))
-    return jnp.stack(gaps) / target.singular_values[0]
+        rule = ld.GradientDescent(end / count, momentum=momentum)
+        run = ld.gradient_descent(problem, weights, rule, steps=count, record_every=count)
+        products.append(ld.end_to_end(run.weights))
+    return jnp.stack(products)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from lowdim_jax import spectra, theory
+from lowdim_jax import spectra
+from theory_checks.reference import modes
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.runs import (
     compressed,
@@ -13,6 +14,7 @@ from theory_checks.runs import (
     observe_alignment,
     original,
     per_seed,
+    require_distinct,
     steps_to_fit,
 )
 from theory_checks.setting import Setting
@@ -42,6 +44,7 @@ def _fit_times(run, target, rate):
     claim="Every component of the compressed network is fitted at the time the mode law predicts.",
     source="1.6, 2.2",
     controls={"random orthonormal outer factors": {"start": "random"}},
+    rests_on=("reference", "library"),
 )
 def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     rate = FRACTION * edge(setting, depth=DEPTH)
@@ -53,8 +56,9 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
     )
     fitted = per_seed(_fit_compressed, setting, {"rate": rate}, starts=starts, steps=steps, every=every)
     measured, values = (np.asarray(part) for part in fitted)
-    sigma = setting.targets.singular_values
-    predicted = np.asarray(theory.fit_time(sigma, depth=DEPTH, scale=SCALE, tolerance=VALUE))
+    require_distinct(setting)
+    sigma, law = setting.targets.singular_values.tolist(), {"depth": DEPTH, "scale": SCALE}
+    predicted = np.array([[float(modes.fit_time(s, tolerance=VALUE, **law)) for s in row] for row in sigma])
     errors = np.max(np.abs(measured / predicted - 1), axis=1)
     times = rate * every * np.arange(values.shape[1])
     return Evidence(
@@ -67,9 +71,8 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
         measured={"t_i, seed 0": measured[0]},
         curves=(
             Curve("compressed network, leading singular values", times,
-                  np.asarray(theory.mode_trajectory(times[:, None], sigma[0][None], depth=DEPTH,
-                                                    scale=SCALE)),
-                  values[0], ylabel="singular value"),
+                  np.transpose([modes.mode_values(times.tolist(), s, **law) for s in sigma[0]]), values[0],
+                  ylabel="singular value"),
             Curve("fit times", np.arange(1, setting.rank + 1), predicted[0], measured[0],
                   xlabel="component i", ylabel="t_i"),
         ),
@@ -89,8 +92,11 @@ def _fit_compressed(target, weights, *, rate, steps, every):
     claim="Every component of the original network is fitted when its exact 2r-wide reduction says.",
     source="1.6, 3.3",
     controls={"Gaussian instead of orthogonal initialization": {"init": "gaussian"}},
+    rests_on=("library", "library"),
+    pinned_by="lossless-reduction",
 )
 def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
+    require_distinct(setting)
     rate = FRACTION * edge(setting, depth=DEPTH)
     steps, every = _recorded(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6))
 
@@ -132,8 +138,10 @@ def _fit_both(target, weights, *, rate, steps, every):
     "on plateaus ½ Σ_{j>i} σ*_j², where neighbouring singular values are 13% apart.",
     source="1.6",
     controls={"an initialization that is not small": {"relative_scale": 1.0}},
+    rests_on=("reference", "library"),
 )
 def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
+    require_distinct(setting)
     targets = _separated(setting.targets)
     sigma = targets.singular_values
     rate = 0.5 * edge(setting, depth=DEPTH)
@@ -206,7 +214,7 @@ def _train_both(target, key, *, rate, scale, rank, steps, every):
 
 def _incremental_errors(records, values, losses, sigma):
     """Worst violation in one run, the predicted plateaus, and the losses measured on them."""
-    plateaus = np.asarray(theory.plateau_losses(sigma))[:-1]
+    plateaus = np.array(modes.plateaus(sigma.tolist()), float)[:-1]
     if not np.all(np.isfinite(records)) or np.any(np.diff(records) <= 0):
         return np.inf, plateaus, np.full(len(plateaus), np.nan)
     index = records.astype(int)

@@ -22,6 +22,7 @@ TF32_BITS = 10
     source="6.1",
     controls={"singular values of the formed product": {"by_svd": True}},
     any_target=False,
+    rests_on=("theorem", "library"),
 )
 def small_start(setting: Setting, /, *, by_svd=False) -> Evidence:
     """In float32 whatever the run's precision: float64 does not lose them."""
@@ -56,6 +57,7 @@ def small_start(setting: Setting, /, *, by_svd=False) -> Evidence:
     source="6.2, 6.3",
     controls={"weights rounded to the ten bits of TF32": {"bits": TF32_BITS}},
     precise=True,
+    rests_on=("NumPy", "library"),
 )
 def matmul_precision(setting: Setting, /, *, bits=None) -> Evidence:
     def gradient(target, key):

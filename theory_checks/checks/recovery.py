@@ -74,6 +74,7 @@ def _scale(problem, depth: int, start: float = START):
         "labels of another matrix": {"swap": True},
     },
     any_target=False,
+    rests_on=("theorem", "library"),
 )
 def surrogate_accuracy(setting: Setting, /, *, swap=False) -> Evidence:
     squares = np.asarray(per_seed(_surrogate_errors, _for_stacks(setting), {"swap": swap}))
@@ -115,6 +116,7 @@ def _this_or_another(target, key, swap):
     source="1.7",
     controls={"labels of another matrix": {"swap": True}},
     any_target=False,
+    rests_on=("theorem", "library"),
 )
 def surrogate_angle(setting: Setting, /, *, swap=False) -> Evidence:
     """On small matrices of its own, well measured: first order is for small angles."""
@@ -159,6 +161,8 @@ def _surrogate_sines(_, key, *, swap, data, dtype):
     source="1.5",
     controls={"random orthonormal outer factors": {"random": True}},
     any_target=False,
+    rests_on=("library", "library"),
+    pinned_by="library-descent",
 )
 def recovery_dominance(setting: Setting, /, *, random=False) -> Evidence:
     every, narrow = 10, _for_stacks(setting)
@@ -220,6 +224,7 @@ def _errors_of_both(target, key, *, random, name, size, rank, every):
         "two factors, from a start that depth 3 recovers from": {"depth": 2},
     },
     any_target=False,
+    rests_on=("theorem", "library"),
 )
 def completion_recovery(
     setting: Setting, /, *, alphas=(1.0, 5.0), depth=3, start=START
@@ -260,6 +265,7 @@ def _completion_error(target, key, *, alpha, start, depth, rank, fraction):
     source="1.2",
     controls={"r̂ = r − 1": {"factors": (1,), "shift": -1}},
     any_target=False,
+    rests_on=("theorem", "library"),
 )
 def rank_overestimation(setting: Setting, /, *, factors=(1, 2, 4), shift=0) -> Evidence:
     ranks = [factor * setting.rank + shift for factor in factors]
@@ -282,6 +288,7 @@ def rank_overestimation(setting: Setting, /, *, factors=(1, 2, 4), shift=0) -> E
     controls={"the original network against itself": {"narrow": False, "repeats": 1}},
     any_target=False,
     optimized=True,
+    rests_on=("theorem", "library"),
 )
 def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidence:
     """On a 160 × 160 matrix whatever the size: smaller ones measure little but the compiler."""

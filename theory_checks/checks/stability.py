@@ -1,6 +1,6 @@
 """Sections 5 and 2.6 of docs/theory.md: which learning rates are stable, and what that costs."""
 
-from functools import partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 import lowdim_jax as ld
 from lowdim_jax import theory
+from theory_checks.reference import modes
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.runs import (
     FITTED,
@@ -16,6 +17,7 @@ from theory_checks.runs import (
     keep,
     observe_modes,
     per_seed,
+    require_distinct,
     steps_to_fit,
 )
 from theory_checks.setting import Setting
@@ -24,6 +26,7 @@ SCALE = 0.1
 POWER_ITERATIONS = 400
 CASES = ((2, 1.0), (3, 1.0), (4, 1.0), (2, 5.0), (3, 5.0), (3, 0.5), (4, 5.0))
 """Depths and outer learning rates."""
+cycle = cache(modes.two_cycle)
 EDGE_FRACTIONS = (0.98, 1.02)
 
 
@@ -76,13 +79,14 @@ def _steps_to_the_end(setting: Setting, depth: int, alpha: float) -> int:
     claim="At the minimum that outer rate α ends in, the sharpness is L σ*_1^{2−2/L} α^{2/L}.",
     source="5.1, 5.2",
     controls={"α dropped from the formula": {"assumed_alpha": 1.0, "cases": ((3, 5.0),)}},
+    rests_on=("reference", "library"),
 )
 def sharpness_at_minimum(setting: Setting, /, *, assumed_alpha=None, cases=CASES) -> Evidence:
     predicted, measured, errors, next_orders = {}, {}, [], []
     top = setting.targets.singular_values[:, 0]
     for depth, alpha in cases:
         assumed = alpha if assumed_alpha is None else assumed_alpha
-        expected = np.asarray(theory.sharpness(top, depth=depth, alpha=assumed))
+        expected = np.array([float(modes.sharpness(s, depth=depth, alpha=assumed)) for s in top.tolist()])
         # As many steps for every α of a depth, so that they share a program.
         steps = max(_steps_to_the_end(setting, depth, other) for same, other in CASES if same == depth)
         found = np.asarray(
@@ -125,6 +129,7 @@ def _curvatures(target, key, *, rate, depth, rank, scale, steps, every):
     "it settles at L σ*_1^{2−2/L} while the other components are still to be learned.",
     source="5.1",
     controls={"a formula of one layer more": {"assumed_depth": 4}},
+    rests_on=("theorem", "library"),
 )
 def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidence:
     depth, records = 3, 60
@@ -138,7 +143,9 @@ def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidenc
         )
     )
     goal = np.asarray(setting.targets.singular_values)[:, :1]
-    predicted = np.asarray(theory.training_sharpness(np.maximum(top, 0), goal, depth=assumed_depth))
+    power, risen_top = 1 / assumed_depth, np.maximum(top, 0)
+    residual = (assumed_depth - 1) * (goal - top) * risen_top ** (1 - 2 * power)
+    predicted = assumed_depth * risen_top ** (2 - 2 * power) - residual
     risen = top >= 0.9 * goal
     gaps = np.where(risen, np.abs(sharp - predicted), 0) / np.max(predicted, axis=1, keepdims=True)
     return Evidence(
@@ -180,6 +187,7 @@ def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps)
         "α dropped from the edge": {"assumed_alpha": 1.0, "cases": ((3, 5.0),)},
         "one layer more assumed in the edge": {"extra_depth": 1, "cases": ((3, 1.0),)},
     },
+    rests_on=("theorem", "library"),
 )
 def max_learning_rate(
     setting: Setting, /, *, assumed_alpha=None, extra_depth=0, cases=CASES
@@ -240,42 +248,47 @@ def _between_the_edges(sigma, depth):
         "trained below the edge": {"trained": 0.9, "depths": (3,)},
         "the cycle of a network one layer deeper": {"extra_depth": 1, "depths": (3,)},
     },
+    rests_on=("reference", "library"),
 )
 def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3, 4)) -> Evidence:
     errors, curves, predicted, measured, longest = [], [], {}, {}, 0
-    sigma = setting.targets.singular_values
+    require_distinct(setting, 0.99)
+    sigma = np.asarray(setting.targets.singular_values, float)
     for depth in depths:
         fraction = _between_the_edges(sigma, depth) if setting.rank > 1 else 1.1
-        rates = fraction * theory.max_learning_rate(sigma[:, :1], depth=depth)
+        tops = sigma[:, 0].tolist()
+        rates = np.array([fraction * 2 / float(modes.sharpness(top, depth=depth)) for top in tops])
         wait = int(40 / (fraction - 1))  # the cycle attracts at a rate that vanishes at the edge
         longest = max(longest, wait)
-        steps = steps_to_fit(setting, float(jnp.min(rates)), depth=depth, scale=3 * SCALE) + wait
+        steps = steps_to_fit(setting, float(np.min(rates)), depth=depth, scale=3 * SCALE) + wait
         late = np.asarray(
             per_seed(
                 _late_modes, setting, {"rate_of": trained or fraction}, depth=depth,
                 rank=setting.compressed_rank, steps=steps,
             )
         )
-        cycle = jax.jit(partial(theory.two_cycle, depth=depth + extra_depth))
-        low, high = map(np.asarray, cycle(sigma, learning_rate=rates))
-        found = np.sort(late[:, -2:], axis=1)
-        gaps = np.abs(found - np.stack([low, high], axis=1))
-        errors.append(np.max(gaps, axis=(1, 2)) / np.asarray(sigma[:, 0]))
+        cycles = np.array([
+            [cycle(s, depth=depth + extra_depth, learning_rate=rate) for s in row]
+            for row, rate in zip(sigma.tolist(), rates.tolist(), strict=True)
+        ], float)
+        low, high = cycles[..., 0], cycles[..., 1]  # seeds × components
+        up = (late[:, -1] > late[:, -2])[:, None]
+        beats = late.shape[1]
+        same_beat = (np.arange(beats) % 2 == (beats - 1) % 2)[:, None]
+        wave = np.where(same_beat == up, high[:, None], low[:, None])
+        errors.append(np.max(np.abs(late - wave), axis=(1, 2)) / sigma[:, 0])
         name = f"L = {depth}: component 1 of seed 0"
-        predicted[name], measured[name] = (low[0, 0], high[0, 0]), found[0, :, 0]
-        up = late[0, -1] > late[0, -2]
-        same_beat = (np.arange(len(late[0])) % 2 == (len(late[0]) - 1) % 2)[:, None]
+        predicted[name], measured[name] = (low[0, 0], high[0, 0]), np.sort(late[0, -2:, 0])
         curves.append(
             Curve(f"L = {depth}, η = {fraction:.3g} of the edge: the last steps",
                   np.arange(steps - len(late[0]), steps) + 1,
-                  np.where(same_beat == up, high[0], low[0]), late[0], xlabel="step",
-                  ylabel="singular value")
+                  wave[0], late[0], xlabel="step", ylabel="singular value")
         )
     return Evidence(
         errors=np.max(errors, axis=0),
         tolerance=setting.rounding(longest),
         reason=f"rounding of {longest} steps, which the cycle takes to attract",
-        quantity="largest |σ_i − predicted| / σ*_1 over the last two steps and all components",
+        quantity="largest |σ_i − predicted| / σ*_1 over the last twelve steps and all components",
         predicted=predicted,
         measured=measured,
         curves=tuple(curves),
@@ -303,6 +316,7 @@ def _wait(target, key, *, scale, depth, rank, steps):
     "smaller ε, because stability limits every step.",
     source="2.6",
     controls={"the count of a network one layer deeper": {"extra_depth": 1}},
+    rests_on=("reference", "library"),
 )
 def stiffness(setting: Setting, /, *, extra_depth=0) -> Evidence:
     depth, scales = 3, (0.05, 0.1)
@@ -314,12 +328,12 @@ def stiffness(setting: Setting, /, *, extra_depth=0) -> Evidence:
         measured.append(
             np.asarray(per_seed(_wait, setting, {"scale": scale}, depth=depth, rank=rank, steps=steps))
         )
-        counts = jax.vmap(
-            lambda sigma, scale=scale: theory.explicit_steps(
-                sigma, depth=depth + extra_depth, scale=scale, tolerance=FITTED
-            )[-1]
-        )(setting.targets.singular_values)
-        predicted.append(np.asarray(counts))
+        law = {"depth": depth + extra_depth}
+        predicted.append(np.array([
+            float(modes.fit_time(row[-1], scale=scale, tolerance=FITTED, **law)
+                  * modes.sharpness(row[0], **law))
+            for row in setting.targets.singular_values.tolist()
+        ]))
     return Evidence(
         errors=np.max(np.abs(np.divide(measured, predicted) - 1), axis=0),
         tolerance=0.1,

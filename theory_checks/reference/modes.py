@@ -194,7 +194,7 @@ def two_cycle(target, *, depth: int, learning_rate) -> tuple[mpf, mpf]:
     x, goal, speed = float(limit) * 1.01, float(target), float(eta)
     for _ in range(20_000):
         x = x + speed * (goal - x**depth) * x ** (depth - 1)
-    x = mpmath.findroot(lambda x: (step(step(x)) - x) / (x - limit), mpf(x))
+    x = mpmath.findroot(lambda x: (step(step(x)) - x) / (x - limit), mpf(x), verify=False)
     low, high = sorted((x, step(x)))
     return low**depth, high**depth
 
