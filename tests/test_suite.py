@@ -15,7 +15,7 @@ import pytest
 from theory_checks import registry, runner, selection
 from theory_checks.cli import main
 from theory_checks.compare import without_times
-from theory_checks.coverage import NOT_CHECKED, STATEMENTS, Statement, checks_of, table
+from theory_checks.coverage import NOT_CHECKED, STATEMENTS, Statement, checks_of, sides, table
 from theory_checks.registry import Check, Evidence
 from theory_checks.setting import Setting
 
@@ -54,7 +54,58 @@ def test_every_check_cites_statements_that_exist():
 
 
 def test_the_coverage_page_is_that_of_the_registered_checks():
-    assert (DOCS / "coverage.md").read_text("utf-8").endswith(table(selection.all_checks()))
+    page = (DOCS / "coverage.md").read_text("utf-8")
+    assert page.endswith(table(selection.all_checks()))
+    assert sides(selection.all_checks()) in page
+
+
+def test_one_side_of_every_check_is_not_the_library_or_is_pinned_by_a_check_where_one_is_not():
+    checks = {check.name: check for check in selection.all_checks()}
+    for check in checks.values():
+        assert check.rests_on is not None, check.name
+        if set(check.rests_on) == {"library"}:
+            assert set(checks[check.pinned_by].rests_on) != {"library"}, check.name
+        else:
+            assert not check.pinned_by, check.name
+
+
+def test_a_side_that_rests_on_nothing_known_is_refused():
+    with pytest.raises(ValueError, match=r"rests on .*hearsay.*expected two of"):
+        registry.check("x", claim="", source="", controls={"x": {}}, rests_on=("hearsay", "library"))(print)
+
+
+def test_a_check_whose_hypotheses_do_not_hold_is_neither_pass_nor_fail(tmp_path):
+    (tmp_path / "mine.py").write_text(UNMET, "utf-8")
+    command = ["run", "--load", str(tmp_path / "mine.py"), "--only", "unmet*", "--out", str(tmp_path)]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    unmet, control = report["checks"]
+    assert unmet["outcome"] == "not-applicable"
+    assert unmet["detail"] == "not applicable, because the sky is green"
+    assert not unmet["passed"]
+    assert control["outcome"] == "pass"
+    assert [entry["broken"] for entry in control["control"]] == ["another"]
+    assert report["verdict"]["ok"]
+    assert (report["verdict"]["passed"], report["verdict"]["not_applicable"]) == (1, 1)
+    assert "1 of 1 checks hold, 1 does not apply" in report["verdict"]["sentence"]
+    assert "because the sky is green" in (tmp_path / "report.html").read_text()
+
+
+UNMET = """
+from theory_checks.registry import Evidence, NotApplicable, check
+
+@check("unmet", claim="", source="1.1", controls={"broken": {}})
+def unmet(setting):
+    raise NotApplicable("the sky is green")
+
+BROKEN = {"one": {"error": None}, "another": {"error": 2.0}}
+
+@check("unmet-in-a-control", claim="", source="1.2", controls=BROKEN)
+def unmet_in_a_control(setting, /, *, error=0.5):
+    if error is None:
+        raise NotApplicable("it is")
+    return Evidence(error, 1.0, "by definition", "error", 0, 0)
+"""
 
 
 def test_the_example_of_the_documentation_runs_and_its_control_fails(tmp_path, capsys):

@@ -99,7 +99,8 @@ def _surrogates(target, key, *, origin, rank):
     truth = target.dense()
     stack = ld.gaussian_measurements(key_stack, 30, target.shape, dtype=target.dtype)
     mask = jax.random.uniform(key_mask, target.shape) < 0.5
-    problems: tuple[Any, ...] = (ld.factorization(truth), ld.sensing(stack, truth=truth), ld.completion(truth, mask))
+    sensed, seen = ld.sensing(stack, truth=truth), ld.completion(truth, mask)
+    problems: tuple[Any, ...] = (ld.factorization(truth), sensed, seen)
     descents = [-jax.grad(problem.loss)((point,))[0] for problem in problems]
     surrogates = [truth, *(problem.surrogate_matrix() for problem in problems[1:])]
     weights = compressed(target, key, depth=2, scale=1.0, rank=rank)
