@@ -50,6 +50,7 @@ STATEMENTS = {
     "2.4": _derived("Small-initialization scaling"),
     "2.5": _derived("Discrepant rates"),
     "2.6": _derived("Stiffness"),
+    "2.7": _known("Two layers in closed form", "2409.14623"),
     "3.1": _derived("Gauge"),
     "3.2": _derived("Lossless reduction", "2306.01154", "2406.04112"),
     "3.3": _derived("The reduced network as prediction"),

@@ -2,9 +2,11 @@
 
 from theory_checks.checks import (
     any_width,
+    beyond_edge,
     closed_forms,
     compression,
     conservation,
+    dominance,
     incremental,
     measurements,
     modes,
@@ -15,13 +17,16 @@ from theory_checks.checks import (
     solvers,
     stability,
     starts,
+    two_layers,
 )
 
 __all__ = [
     "any_width",
+    "beyond_edge",
     "closed_forms",
     "compression",
     "conservation",
+    "dominance",
     "incremental",
     "measurements",
     "modes",
@@ -32,4 +37,5 @@ __all__ = [
     "solvers",
     "stability",
     "starts",
+    "two_layers",
 ]

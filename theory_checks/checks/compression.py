@@ -128,7 +128,8 @@ def _surrogate_gaps(setting: Setting, seed: int, measured) -> list[float]:
 
 @check(
     "dominance",
-    claim="The compressed network's recovery error is at most the original's at every iteration.",
+    claim="The compressed network's recovery error is at most the original's at every iteration, for "
+    "r̂ ≤ max(r, d − r).",
     source="1.5",
     controls={
         "random orthonormal outer factors": {"start": "random", "cases": CASES[3:4]},
@@ -143,7 +144,8 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
     require_room(setting)
     require_distinct(setting)
     errors, curves, longest = [], [], 0
-    narrow = {"rank": setting.compressed_rank, "start": start}
+    room = max(setting.rank, min(setting.shape) - setting.rank)  # beyond it the claim is not made
+    narrow = {"rank": min(setting.compressed_rank, room), "start": start}
     for depth, scale in cases:
         rate = 0.5 * edge(setting, depth=depth)
         # As many for every scale of a depth, so that they share a program.

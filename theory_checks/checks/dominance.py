@@ -1,4 +1,4 @@
-"""Statement 1.5 of docs/theory.md beyond the error: componentwise, and where its hypothesis r̂ ≤ d − r ends."""
+"""Statement 1.5 of docs/theory.md beyond the error: componentwise, and where its hypothesis ends."""
 
 import jax
 import jax.numpy as jnp

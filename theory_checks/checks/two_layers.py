@@ -50,7 +50,7 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
         target = haar(rng, d_out, 3) * SIGMA @ haar(rng, d_in, 3).T
         cast = [np.asarray(x, setting.dtype) for x in (TIMES, inner, outer, factor * target)]
         predicted = closed_form(*cast)
-        run = networks.flow(networks.factorization(target), [inner, outer], TIMES)
+        run = networks.flow(networks.factorization(target), [inner, outer], TIMES.tolist())
         measured = [np.array([w2 @ w1 for w1, w2 in run]), np.array([w1.T @ w1 for w1, _ in run]),
                     np.array([w2 @ w2.T for _, w2 in run])]
         for part, closed, found in zip(("W_2 W_1", "W_1ᵀW_1", "W_2 W_2ᵀ"), predicted, measured, strict=True):
@@ -58,7 +58,9 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
         kernel = theory.tangent_kernel(predicted.inner_gram[-1], predicted.outer_gram[-1])
         pairs[f"tangent kernel, {name}"] = kernel, _kernel(*run[-1])
         values = [np.linalg.svd(np.asarray(w), compute_uv=False)[:, :3] for w in (predicted[0], measured[0])]
-        curves.append(Curve(name, TIMES, *(value[:, :hidden] for value in values), ylabel="singular value"))
+        curves.append(
+            Curve(name, TIMES, values[0][:, :hidden], values[1][:, :hidden], ylabel="singular value")
+        )
     found = evidence_of(
         pairs,
         tolerance=1e-9 if setting.dtype == "float64" else setting.rounding(20),
