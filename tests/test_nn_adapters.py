@@ -340,7 +340,7 @@ def test_a_budget_is_spent_where_a_parameter_brings_most():
 @pytest.mark.parametrize(
     ("pattern", "options", "message"),
     [
-        ("dens", {}, "pattern='dens' fits no layer of the Every to adapt"),
+        ("dens", {}, "pattern='dens' fits no layer of the Every to take"),
         ("normalize", {}, "fits no layer"),
         ("(", {}, r"pattern='\(' is no regular expression"),
         (3, {}, "pattern=3, expected a regular expression or a function"),
@@ -371,7 +371,7 @@ def test_a_model_that_is_a_layer_and_one_without_deltas_are_refused():
         nn.merge(layer)
     model = nnx.List([layer])
     nn.adapt(model, "0", rank=1, start="random", rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="it is adapted already"):
+    with pytest.raises(ValueError, match="it has factors already"):
         nn.adapt(model, "0", rank=1, start="random", rngs=nnx.Rngs(0))
 
 

@@ -9,10 +9,12 @@ does not import this subpackage, and so does not wait for Flax. The models and d
 figures train are in `lowdim_jax.nn.reference`.
 """
 
-from lowdim_jax.nn.adapters import Adapted, DeltaParam, DeltaStart, Report, adapt, merge
-from lowdim_jax.nn.conversion import compress_layer
+from lowdim_jax.nn.adapters import Adapted, adapt, merge
+from lowdim_jax.nn.conversion import Factored, compress, compress_layer
+from lowdim_jax.nn.deltas import DeltaParam, DeltaStart
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear
 from lowdim_jax.nn.paths import layer_at, replace_layer
+from lowdim_jax.nn.report import Report
 from lowdim_jax.nn.roles import parameter_roles, partition
 from lowdim_jax.nn.start import layer_surrogate, spectral_start
 from lowdim_jax.nn.updates import energy_within, matrices, top_energy, turn, updates
@@ -23,8 +25,10 @@ __all__ = [
     "DeepLinear",
     "DeltaParam",
     "DeltaStart",
+    "Factored",
     "Report",
     "adapt",
+    "compress",
     "compress_layer",
     "energy_within",
     "layer_at",

@@ -125,6 +125,14 @@ def widening_equation(layer: Any, /) -> str | None:
     return f"{_without(left, right)}{summed},{summed}{''.join(sorted(kept, key=result.index))}->{result}"
 
 
+def output_letters(layer: Any, kernel: Kernel, /) -> tuple[str, str] | None:
+    """Of an einsum: the letters of its output, and which of them the kernel has; None of other layers."""
+    if not isinstance(layer, nnx.Einsum):
+        return None
+    _, right, result = _letters(layer)
+    return result, "".join(right[axis] for axis in kernel.outputs)
+
+
 def _linear(layer: nnx.Linear):
     return (layer.in_features, layer.out_features), (0,), (1,)
 

@@ -5,6 +5,7 @@ import optax
 from flax import nnx
 
 from lowdim_jax.networks import roles
+from lowdim_jax.nn.deltas import Delta
 from lowdim_jax.nn.layers import DeepLinear
 
 
@@ -78,6 +79,12 @@ def parameter_roles(model: nnx.Module, /) -> dict[tuple, str]:
         if isinstance(layer, DeepLinear):
             names = [(*path, "factors", index) for index in range(len(layer.factors))]
             role_of |= dict(zip(names, roles(tuple(layer.factors)), strict=True))
+        elif isinstance(layer, Delta):
+            name = "embedding" if isinstance(layer.inward, nnx.Embed) else "kernel"
+            middle = [(*path, "middle", index) for index in range(len(layer.middle))]
+            names = [(*path, "inward", name), *middle, (*path, "outward")]
+            found = dict(zip(names, roles(tuple(names)), strict=True))
+            role_of |= {place: role for place, role in found.items() if place in role_of}
     return role_of
 
 

@@ -241,7 +241,7 @@ def images(options) -> Task:
 
     parts = [(pictures[part], labels[part]) for part in (validation, test)]
     pattern = r"blocks\.\d+\.(expand|project)|top"
-    return Task(model, draw, *parts, pattern, "classifier", batch=16, steps=options.steps or 30)
+    return Task(model, draw, *parts, pattern, "classifier", batch=8, steps=options.steps or 20)
 
 
 def probe(features, labels, seed, *, steps=100, decay=1e-2):

@@ -1,0 +1,260 @@
+"""Low-rank factors in place of a kernel: which layers get them, from what start, and how they apply."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lowdim_jax._host import as_array, is_traced, on_host
+from lowdim_jax.linalg import svd
+from lowdim_jax.nn.gradients import check_gradient, gradients, leading_components
+from lowdim_jax.nn.kernels import KINDS, Kernel, Unsupported, kernel_of, narrowed, widening_equation
+from lowdim_jax.nn.layers import at_least_single
+from lowdim_jax.nn.paths import Pattern, matching, names_of
+from lowdim_jax.nn.ranks import ranks_within
+
+
+class DeltaParam(nnx.Param):
+    """Type of an adapter's factors: `nnx.Optimizer(model, tx, wrt=nn.DeltaParam)` trains them alone.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> import optax
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nn.DeltaParam)  # the layer itself stays
+    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaParam)))
+    2
+    """
+
+
+class DeltaStart(nnx.Variable):
+    """Type of the factors that an adapter started from, where it subtracts them; never trained.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", zero="offset", rngs=nnx.Rngs(1))
+    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaStart)))
+    2
+    """
+
+
+class Delta(nnx.Module):
+    """Product of factors in place of a layer: the layer into `rank` dimensions, then matrices.
+
+    Attributes
+    ----------
+    inward
+        A layer of the base's kind and options with `rank` outputs and no bias.
+    middle
+        `(rank, rank)` each.
+    outward
+        `(rank, *outputs)`.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> type(model.layers[0].delta).__name__
+    'Delta'
+    """
+
+    def __init__(self, inward: nnx.Module, middle: list, outward: nnx.Variable, equation: str | None):
+        self.inward, self.middle, self.outward = inward, nnx.List(middle), outward
+        self.equation = equation
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """What the layer adds, before `alpha`."""
+        return self.widen(self.inward(inputs), out_sharding)  # type: ignore[operator]
+
+    def widen(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """From `rank` dimensions to the layer's outputs."""
+        precision = getattr(self.inward, "precision", None)
+        for factor in self.middle:
+            x = jnp.matmul(x, factor[...].astype(x.dtype), precision=precision)
+        last = self.outward[...].astype(x.dtype)
+        if self.equation is not None:
+            return jnp.einsum(self.equation, x, last, precision=precision, out_sharding=out_sharding)
+        axes = (((x.ndim - 1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, last, axes, precision=precision, out_sharding=out_sharding)
+
+    def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Products with all rows of the product, where it stands for an `nnx.Embed`."""
+        x = query
+        for factor in (self.outward, *reversed(self.middle)):
+            x = x @ factor[...].T.astype(x.dtype)
+        return self.inward.attend(x, out_sharding=out_sharding)  # type: ignore[attr-defined]
+
+    def matrices(self, kernel: Kernel, /) -> jax.Array:
+        """The product as matrices `(…, d_in, d_out)`."""
+        d_out, d_in = kernel.shape
+        exact = at_least_single(self.outward.dtype)
+        parts = getattr(self.inward, kernel.name), *self.middle, self.outward
+        first, *middle, last = (part[...].astype(exact) for part in parts)
+        product = first.reshape(*kernel.stack, d_in, -1)
+        with jax.default_matmul_precision("highest"):
+            for factor in (*middle, last.reshape(*kernel.stack, -1, d_out)):
+                product = product @ factor
+        return product
+
+
+Found = Mapping[str, tuple[Any, Kernel]]
+
+
+def targets(
+    model: nnx.Module, pattern: Pattern, done: type | tuple[type, ...], /
+) -> tuple[Found, dict[str, str]]:
+    """Layers that fit with their kernels, by path, and why others whose path fits are left alone.
+
+    Layers inside a part of type `done` are its business.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer to take, or the model is itself the layer.
+    """
+    found, skipped = {}, {}
+    inside = [names for names, layer in nnx.iter_modules(model) if isinstance(layer, done)]
+    for path, layer in matching(model, pattern):
+        names = names_of(path)
+        if any(names[: len(outer)] == outer for outer in inside):
+            if names in inside:
+                skipped[path] = "it has factors already"
+        elif isinstance(layer, tuple(KINDS)):
+            try:
+                found[path] = layer, kernel_of(layer)
+            except Unsupported as error:
+                skipped[path] = str(error)
+    if not found:
+        reasons = "".join(f"; {path}: {reason}" for path, reason in skipped.items())
+        raise ValueError(f"pattern={pattern!r} fits no layer of the {type(model).__name__} to take{reasons}")
+    if "" in found:
+        raise ValueError(f"the model is itself the {type(model).__name__} to replace: put it inside a module")
+    return found, skipped
+
+
+def surrogates_of(model: nnx.Module, found: Found, loss: Callable, batch: tuple, /) -> list[Any]:
+    """`−∂ℓ/∂W` of every layer, as matrices `(copies, d_out, d_in)`, from one gradient of the model."""
+    paths = [(*names_of(path), kernel.name) for path, (_, kernel) in found.items()]
+    slopes, matrices = gradients(model, paths, loss, batch), []
+    for (path, (_, kernel)), gradient in zip(found.items(), slopes, strict=True):
+        d_out, d_in = kernel.shape
+        surrogate = -kernel.matrices(gradient).reshape(-1, d_in, d_out).swapaxes(-1, -2)
+        surrogate = check_gradient(f"the layer at {path!r}", surrogate, "at the model's weights")
+        matrices.append(on_host(surrogate.astype(at_least_single(surrogate.dtype))))
+    return matrices
+
+
+def chosen_ranks(found: Found, rank: Any, energies_of: Callable, /, **rule: Any) -> dict[str, int]:
+    """Rank of each layer: as given, cut to its smaller side, or from `σ_i²` as `ranks_within` says."""
+    most = {path: min(kernel.shape) for path, (_, kernel) in found.items()}
+    if isinstance(rank, Mapping):
+        missing = sorted(found.keys() - rank.keys())
+        if missing:
+            raise ValueError(f"rank has no entry for {', '.join(missing)}")
+        return {path: min(int(rank[path]), most[path]) for path in found}
+    if rank is not None:
+        return {path: min(int(rank), limit) for path, limit in most.items()}
+    shapes = {path: kernel.shape for path, (_, kernel) in found.items()}
+    copies = {path: math.prod(kernel.stack) for path, (_, kernel) in found.items()}
+    return ranks_within(dict(zip(found, energies_of(), strict=True)), shapes, copies, **rule)
+
+
+def energies_of(matrices: Any, /) -> np.ndarray:
+    """`σ_i²` of matrices `(copies, d_out, d_in)`, descending, summed over the copies."""
+    return np.sum([np.asarray(svd(as_array(m)).singular_values, float) ** 2 for m in matrices], axis=0)
+
+
+def leading_directions(matrices: Any, rank: int, /) -> tuple[Any, Any, Any]:
+    """Leading singular vectors `(copies, d, rank)` of each matrix, and the share of energy they keep."""
+    parts = [leading_components(matrix, rank) for matrix in matrices]
+    parts = [on_host(part) for part in parts]
+    xp = parts[0].left.__array_namespace__()
+    left, right = (xp.stack([getattr(part, side) for part in parts]) for side in ("left", "right"))
+    kept = sum((part.singular_values**2).sum() for part in parts) / (matrices**2).sum()
+    return left, right, kept if is_traced(kept) else float(kept)
+
+
+def random_directions(rngs: nnx.Rngs | None, kernel: Kernel, rank: int, /) -> tuple[Any, Any]:
+    """Random orthonormal columns, left and right, `(copies, d, rank)`."""
+    assert rngs is not None
+
+    def draw(size):
+        normal = on_host(jax.random.normal(rngs.params(), (math.prod(kernel.stack), size, rank)))
+        return normal.__array_namespace__().linalg.qr(normal)[0]
+
+    left, right = map(draw, kernel.shape)
+    return left, right
+
+
+def start_factors(left: Any, right: Any, /, *, depth: int, scale: Any, dtype: Any) -> list[jax.Array]:
+    """`(copies, …)`: inward `ε V̂`, middle `ε I`, outward `ε Ûᵀ`, each acting on rows from the right."""
+    copies, _, rank = left.shape
+    middle = np.broadcast_to(np.eye(rank, dtype=left.dtype), (copies, rank, rank))
+    parts = [right, *[middle] * (depth - 2), left.swapaxes(-1, -2)]
+    scale = scale if is_traced(scale) else left.dtype.type(scale)
+    return [as_array((scale * part).astype(dtype)) for part in parts]
+
+
+def delta_of(layer: Any, kernel: Kernel, factors: list[jax.Array], kind: type, /) -> Delta:
+    """Factors `(copies, …)`, each acting on rows from the right, in place of a layer's kernel."""
+    first, *middle, last = factors
+    rank = first.shape[-1]
+    # The input axes in the layer's order: those of `Kernel.inputs` are.
+    first = first.reshape(*kernel.stack, *kernel.input_sizes, rank)
+    last = last.reshape(*kernel.stack, rank, *kernel.output_sizes)
+    middle = [factor.reshape(*kernel.stack, rank, rank) for factor in middle]
+    stack, inputs, outputs = _specs(layer, kernel)
+    variable = _placing(layer, kernel, kind)
+    return Delta(
+        narrowed(layer, kernel, variable(first, (*stack, *inputs, None))),
+        [variable(factor, (*stack, None, None)) for factor in middle],
+        variable(last, (*stack, None, *outputs)),
+        widening_equation(layer),
+    )
+
+
+def _specs(layer, kernel: Kernel):
+    """Mesh axes of the kernel's stack, inputs and outputs; all None where it has none."""
+    spec = _spec(getattr(layer, kernel.name))
+    first = len(kernel.stack)
+    spec = (*(spec or ()), *(None,) * (first + len(kernel.sizes)))
+    return (
+        spec[:first],
+        tuple(spec[first + axis] for axis in kernel.inputs),
+        tuple(spec[first + axis] for axis in kernel.outputs),
+    )
+
+
+def _spec(weights: nnx.Variable) -> tuple | None:
+    named = weights.get_metadata().get("out_sharding")
+    if named is not None:
+        return tuple(named)
+    sharding = None if is_traced(weights[...]) else getattr(weights[...], "sharding", None)
+    return tuple(sharding.spec) if isinstance(sharding, NamedSharding) else None
+
+
+def _placing(layer, kernel: Kernel, kind: type) -> Callable:
+    """Maker of variables that lie on the mesh as the kernel's matching axes do."""
+    weights = getattr(layer, kernel.name)
+    named = weights.get_metadata().get("out_sharding") is not None
+    sharding = None if is_traced(weights[...]) else getattr(weights[...], "sharding", None)
+
+    def make(value, spec):
+        if isinstance(sharding, NamedSharding):
+            value = jax.device_put(value, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        return kind(value, eager_sharding=False, **({"out_sharding": spec} if named else {}))
+
+    return make
