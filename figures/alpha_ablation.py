@@ -8,8 +8,8 @@ The paper's code states `η = 10` for half the mean over observed entries, and a
 is `d²` times as large here, so that these are `10 / d² = 1e-3` and 1e-6 at d = 100, those used.
 
 All runs, of both rules and every α, are one `ld.sweep`, one compiled program. Seconds are iterations times
-the sweep's wall time an iteration, without compilation, since an iteration costs the same for every α. The
-horizontal line is the original network at the same `η` with `α = 1`, as in the paper.
+the sweep's wall time an iteration, without compilation, since an iteration costs the same for every α, and
+each network's own. The horizontal line is the original network at the same `η` with `α = 1`, as in the paper.
 """
 
 import time
@@ -76,41 +76,42 @@ def _rates(edge: np.ndarray, settings: Settings) -> Arrays:
 
 
 def plot(arrays: Arrays, settings: Settings) -> Figure:
-    """Iterations against α, with seconds on the right; the same in units of each α's own edge."""
-    figure = style.new_figure(height=3.5)
-    cost, scaled = figure.subplots(1, 2, width_ratios=(1.3, 1))
+    """Iterations against α, the same in seconds, and in units of each α's own edge."""
+    figure = style.new_figure(height=3.7)
+    cost, clock, scaled = figure.subplots(1, 3)
     alpha, edge = arrays["alpha"], arrays["edge"]
-    dark, _, light = style.shades(style.COMPRESSED, 3)
+    dark, light = style.shades(style.COMPRESSED, 2)
     limit = r"\eta_{\max}(\alpha)"
     looks = {
-        "fixed": {"color": dark, "marker": "o", "markersize": 5},
+        "fixed": {"color": dark, "marker": "o", "markersize": 4},
         "edge": {"color": light, "marker": "s", "markersize": 3},
     }
     labels = {
         "fixed": rf"compressed, $\eta={settings['learning_rate']:g}$",
         "edge": rf"compressed, $\eta={settings['edge_fraction']:g}\,{limit}$",
     }
-    handles = []
+    handles, each = [], float(arrays["seconds"])
     for rule, rates in _rates(edge, settings).items():
         steps, look = arrays[f"{rule}_steps"], {"linewidth": 1.2, **looks[rule]}
         handles += cost.plot(alpha, steps, label=labels[rule], **look)
+        clock.plot(alpha, steps * each, **look)
         scaled.plot(alpha, steps * rates / edge, **look)
     steps, seconds = arrays["original_steps"].item(), arrays["original_seconds"].item()
-    label = rf"original, $\alpha=1$: {steps * seconds:.2g} s"
-    handles += [cost.axhline(steps, color=style.ORIGINAL, label=label, linewidth=2)]
+    line = {"color": style.ORIGINAL, "linewidth": 2}
+    handles += [cost.axhline(steps, label=r"original, $\alpha=1$", **line)]
+    clock.axhline(steps * seconds, **line)
     law = np.interp(1.0, alpha, arrays["fixed_steps"]) * alpha ** (-2 / settings["depth"])
     label = rf"$\propto\alpha^{{-2/{settings['depth']}}}\propto{limit}$"
     handles += cost.plot(alpha, law, label=label, **style.PREDICTED)
 
-    power, each = round(np.log10(settings["tolerance"])), float(arrays["seconds"])
+    power = round(np.log10(settings["tolerance"]))
     cost.set(ylim=(0, None), xlabel=r"$\alpha$", ylabel=f"iterations to loss $10^{{{power}}}$")
-    right = cost.secondary_yaxis("right", functions=(lambda n: n * each, lambda s: s / each))
-    right.set_ylabel("seconds, without compilation")
+    clock.set(yscale="log", xlabel=r"$\alpha$", ylabel="seconds, without compilation")
     scaled.set(xlabel=r"$\alpha$", ylabel=rf"iterations $\times\;\eta\,/\,{limit}$")
     scaled.set_ylim(0, 1.15 * scaled.dataLim.ymax)
     errors = np.concatenate([arrays[f"{rule}_errors"] for rule in RULES])
-    note = f"recovery error at the end of all runs:\n{errors.min():.2e} to {errors.max():.2e}"
-    scaled.text(0.5, 0.1, note, transform=scaled.transAxes, ha="center")
+    note = f"recovery error at the end:\n{errors.min():.1e} to {errors.max():.1e}"
+    scaled.text(0.5, 0.1, note, transform=scaled.transAxes, ha="center", fontsize=8.5)
     for axes in (cost, scaled):
         axes.yaxis.set_major_formatter("{x:,.0f}")
     style.legend_above(figure, handles)

@@ -90,7 +90,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     ratio, approach = figure.subplots(1, 2)
 
     many = np.arange(3, 13)
-    ratio.axhline(arrays["limit"], color="#999999", linewidth=0.9)
+    ratio.axhline(arrays["limit"], color=style.GREY, linewidth=0.9)
     ratio.annotate(
         f"$L\\to\\infty$: {arrays['limit']:.4f}",
         (many[-1], arrays["limit"]),
@@ -115,7 +115,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         scale = arrays[f"L{depth}_scale"]
         gap = np.abs(arrays[f"L{depth}_ratio"] - arrays[f"L{depth}_predicted"])
         slope = gap[-1] * (scale / scale[-1]) ** (depth - 2)
-        approach.plot(scale, slope, color="#999999", linewidth=0.9)
+        approach.plot(scale, slope, color=style.GREY, linewidth=0.9)
         approach.plot(scale, gap, "o", color=colours[depth], markersize=7)
     approach.set(
         xscale="log",
@@ -132,7 +132,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         ]
         + [
             Line2D([], [], **style.PREDICTED, marker="x", label=r"predicted $\kappa_L$"),
-            Line2D([], [], color="#999999", linewidth=0.9, label=r"slope $\varepsilon^{L-2}$"),
+            Line2D([], [], color=style.GREY, linewidth=0.9, label=r"slope $\varepsilon^{L-2}$"),
         ],
     )
     return figure

@@ -10,12 +10,14 @@ away from both its neighbours'. Two components beyond the target's rank are draw
 zero, so they have no alignment.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 import lowdim_jax as ld
@@ -23,6 +25,7 @@ from figures import runs, style
 from figures.protocol import Arrays, Settings
 
 GAP = 0.05
+NETWORKS = {"original": style.ORIGINAL, "compressed": style.COMPRESSED}
 
 
 def compute(settings: Settings) -> Arrays:
@@ -62,9 +65,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         r"left, $|\langle u_i, u^*_i\rangle|$",
         r"right, $|\langle v_i, v^*_i\rangle|$",
     )
-    for row, (name, colour) in zip(
-        panels, (("original", style.ORIGINAL), ("compressed", style.COMPRESSED)), strict=True
-    ):
+    for row, (name, colour) in zip(panels, NETWORKS.items(), strict=True):
         values = arrays[f"{name}_values"]
         drawn = distinct(arrays, name)
         for axes, title, heights in zip(
@@ -110,3 +111,64 @@ def _strips(axes: Any, iteration: np.ndarray, heights: np.ndarray, top: float, c
             ccount=len(iteration),
             linewidth=0,
         )
+
+
+def variants(arrays: Arrays, settings: Settings) -> dict[str, Figure]:
+    """The same in two dimensions, a line a component: what the surfaces hide behind one another."""
+    figure = style.new_figure(height=4.8)
+    panels = figure.subplots(2, 3, sharex=True)
+    titles = (
+        r"singular value $\sigma_i$",
+        r"left, $|\langle u_i, u^*_i\rangle|$",
+        r"right, $|\langle v_i, v^*_i\rangle|$",
+    )
+    iteration, r = arrays["iteration"], settings["r"]
+    for row, name in zip(panels, NETWORKS, strict=True):
+        colours, drawn = style.shades(NETWORKS[name], r), distinct(arrays, name)
+        for axes, title, key in zip(row, titles, ("values", "left", "right"), strict=True):
+            heights = arrays[f"{name}_{key}"]
+            if key == "values":
+                axes.plot(iteration, heights[:, r:], color=style.GREY, linewidth=1.2, linestyle=(0, (1, 1.5)))
+            else:
+                heights = np.where(drawn, heights, np.nan)
+            for i in range(r):
+                axes.plot(iteration, heights[:, i], color=colours[i], linewidth=1.6)
+            axes.set(title=f"{name}: {title}", xlim=(0, iteration[-1]), ylim=(0, None))
+            style.thousands(axes)
+        row[0].set_ylabel("singular value")
+        row[1].set_ylabel("alignment")
+    for axes in panels[-1]:
+        axes.set_xlabel("iteration")
+    handles = [
+        Line2D([], [], color=style.shades(style.ORIGINAL, 2)[0], label="component 1 (darkest)"),
+        Line2D([], [], color=style.shades(style.ORIGINAL, 2)[1], label=f"component {r} (lightest)"),
+        Line2D([], [], color=style.GREY, linestyle=(0, (1, 1.5)), label="beyond the target's rank"),
+    ]
+    style.legend_above(figure, handles)
+    return {"lines": figure}
+
+
+def animate(arrays: Arrays, settings: Settings) -> tuple[Figure, Callable[[int], None], int]:
+    """Singular values as bars that rise to the target's, iteration by iteration."""
+    figure = style.new_figure(width=6.5, height=2.8)
+    panels = figure.subplots(1, 2, sharey=True)
+    r, frames = settings["r"], 40
+    shown = np.linspace(0, len(arrays["iteration"]) - 1, frames).round().astype(int)
+    index = np.arange(1, r + 1)
+    bars = {}
+    for axes, name in zip(panels, NETWORKS, strict=True):
+        axes.bar(index, arrays["targets"], color="none", edgecolor=style.DARK, linestyle="--", label="target")
+        bars[name] = axes.bar(index, np.zeros(r), color=NETWORKS[name], label=name)
+        axes.set(xlabel="component $i$", title=name)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panels[0].set_ylabel(r"singular value $\sigma_i$")
+    panels[0].legend(loc="upper right", handles=[bars["original"], panels[0].containers[0]])
+    clock = figure.suptitle("iteration 0", fontsize=10)
+
+    def update(frame: int) -> None:
+        for name, of_network in bars.items():
+            for bar, height in zip(of_network, arrays[f"{name}_values"][shown[frame]], strict=False):
+                bar.set_height(height)
+        clock.set_text(f"iteration {arrays['iteration'][shown[frame]]:,}")
+
+    return figure, update, frames

@@ -11,3 +11,5 @@ from figures import incremental_learning
 
 compute = incremental_learning.compute
 plot = incremental_learning.plot
+variants = incremental_learning.variants
+animate = incremental_learning.animate

@@ -90,7 +90,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     course, close, angle = figure.subplots(1, 3)
 
     for axes, unit in ((course, np.ones_like(bulk)), (close, bulk)):
-        axes.plot(iteration, values[:, r : d - r] / unit[:, None], color="#AAAAAA", linewidth=3.2)
+        axes.plot(iteration, values[:, r : d - r] / unit[:, None], color=style.GREY, linewidth=3.2)
         for group in (values[:, :r], values[:, d - r :][:, ::-1]):
             for column, colour in zip(group.T, shades, strict=True):
                 axes.plot(iteration, column / unit, color=colour, **style.MEASURED)
@@ -106,7 +106,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         for column, colour in zip(arrays[f"{side}_angle"][1:].T, shades, strict=True):
             angle.plot(iteration[1:], column, color=colour, linewidth=1.3, **look)
         unmoved = arrays[f"{side}_bulk_angle"][1:]
-        angle.plot(iteration[1:], unmoved, color="#999999", linewidth=2.4, **look)
+        angle.plot(iteration[1:], unmoved, color=style.GREY, linewidth=2.4, **look)
     for height, text in (
         (2e-3, f"{r} leading vectors"),
         (3e-12, f"subspace of the {d - 2 * r}"),
@@ -126,7 +126,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         figure,
         [
             Line2D([], [], color=shades[r // 3], label=f"{r} rise, {r} sink", **style.MEASURED),
-            Line2D([], [], color="#AAAAAA", linewidth=3.2, label=f"{d - 2 * r} stay together"),
+            Line2D([], [], color=style.GREY, linewidth=3.2, label=f"{d - 2 * r} stay together"),
             Line2D([], [], **style.PREDICTED, label=f"predicted, width {2 * r}"),
         ],
     )

@@ -78,7 +78,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     for axes, depth in zip(figure.subplots(1, len(depths)), depths, strict=True):
         fine, scale = arrays[f"L{depth}_fine"], arrays[f"L{depth}_scale"]
         for i, (value, colour) in enumerate(zip(targets, colours, strict=True)):
-            axes.plot(fine, value * arrays[f"L{depth}_law"][:, i], color="#999999", linewidth=0.9)
+            axes.plot(fine, value * arrays[f"L{depth}_law"][:, i], color=style.GREY, linewidth=0.9)
             axes.plot(fine, value * arrays[f"L{depth}_exact"][:, i], **style.PREDICTED)
             axes.plot(
                 scale,
@@ -110,7 +110,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         ]
         + [
             Line2D([], [], **style.PREDICTED, label=f"exact time to {half}"),
-            Line2D([], [], color="#999999", linewidth=0.9, label=r"its limit $\varepsilon\to0$"),
+            Line2D([], [], color=style.GREY, linewidth=0.9, label=r"its limit $\varepsilon\to0$"),
         ],
     )
     return figure

@@ -78,11 +78,11 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     iteration = arrays["iteration"]
     looks = {
         "plain": {"color": style.ORIGINAL},
-        "momentum": {"color": "#56B4E9"},
-        "Nesterov": {"color": style.EXACT_RANK},
-        "weight decay": {"color": "#E69F00"},
-        "discrepant rates": {"color": style.OTHER_RANK},
-        CONTROL: {"color": style.DARK},
+        "momentum": {"color": style.SECOND, "linestyle": (0, (1, 1.5))},
+        "Nesterov": {"color": style.EXACT_RANK, "linestyle": (0, (5, 1.5))},
+        "weight decay": {"color": "#A96F00", "linestyle": (0, (6, 1.5, 1, 1.5))},
+        "discrepant rates": {"color": style.OTHER_RANK, "linestyle": (0, (9, 2))},
+        CONTROL: {"color": style.DARK, "linestyle": (0, (2, 2))},
     }
     figure = style.new_figure(height=3.6)
     apart, close, loss = figure.subplots(1, 3)

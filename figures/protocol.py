@@ -1,4 +1,8 @@
-"""What every figure's module has: `compute` and `plot`."""
+"""What every figure's module has: `compute` and `plot`.
+
+It may also have `variants(arrays, settings)`, more drawings by name, and `animate(arrays, settings)`: a
+figure, a function that moves it to a frame, and the number of frames.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -58,7 +58,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     ramp = dict(zip(over, style.shades(style.COMPRESSED, len(over)), strict=True))
     for k, rank in enumerate(ranks):
         exact = rank == r
-        colour = style.EXACT_RANK if exact else ramp.get(rank, "#888888")
+        colour = style.EXACT_RANK if exact else ramp.get(rank, style.GREY)
         course.plot(
             arrays["iteration"],
             arrays["errors"][:, k],

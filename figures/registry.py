@@ -41,11 +41,14 @@ class Description:
         What it shows, one line.
     settings
         Its settings by size.
+    text
+        The rest of what its module says of it.
     """
 
     name: str
     summary: str
     settings: Mapping[str, Mapping[str, Any]]
+    text: str = ""
 
     @property
     def reads_data(self) -> bool:
@@ -67,8 +70,9 @@ def describe(name: str) -> Description:
     """A figure's summary and settings."""
     small = {key: value for key, value in _tables()[name].items() if key != "paper"}
     tree = ast.parse((FOLDER / f"{_module_name(name)}.py").read_text("utf-8"))
-    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Description(name, summary, {"small": small, "paper": small | _tables()[name]["paper"]})
+    summary, _, text = (ast.get_docstring(tree) or "").partition("\n")
+    settings = {"small": small, "paper": small | _tables()[name]["paper"]}
+    return Description(name, summary, settings, text.strip())
 
 
 def select(wanted: list[str], *, everything: bool = False) -> tuple[str, ...]:
@@ -138,18 +142,38 @@ def read(name: str, *, size: str, out: Path) -> "Arrays":
 
 
 def draw(name: str, arrays: "Arrays", *, size: str, out: Path) -> list[Path]:
-    """Draw a figure from its arrays as PNG and SVG; returns the files written."""
+    """Draw a figure from its arrays as PNG and SVG, and as it is also drawn; returns the files written."""
     import matplotlib
 
-    from figures import style
+    from figures import gallery, style
 
-    png, svg = out / f"{name}.png", out / f"{name}.svg"
-    with matplotlib.rc_context(style.RC), replace_files(png, svg) as (new_png, new_svg):
-        figure = load(name).plot(arrays, describe(name).settings[size])
-        figure.savefig(new_png, format="png", dpi=style.DPI)
-        no_date = {"Date": None}  # the same arrays give the same bytes
-        figure.savefig(new_svg, format="svg", metadata=no_date)
-    return [png, svg]
+    settings = describe(name).settings[size]
+    module: Any = load(name)  # what it may have besides, a protocol cannot say
+    with matplotlib.rc_context(style.RC):
+        drawn = {name: module.plot(arrays, settings)}
+        if hasattr(module, "variants"):
+            more = module.variants(arrays, settings)
+            drawn |= {f"{name}-{variant}": figure for variant, figure in more.items()}
+        written = []
+        for stem, figure in drawn.items():
+            png, svg = out / f"{stem}.png", out / f"{stem}.svg"
+            with replace_files(png, svg) as (new_png, new_svg):
+                figure.savefig(new_png, format="png", dpi=style.DPI)
+                no_date = {"Date": None}  # the same arrays give the same bytes
+                figure.savefig(new_svg, format="svg", metadata=no_date)
+            written += [png, svg]
+        if hasattr(module, "animate"):
+            written.append(_animate(out / f"{name}.gif", *module.animate(arrays, settings)))
+    return [*written, gallery.write(out)]
+
+
+def _animate(path: Path, figure: Any, update: Any, frames: int) -> Path:
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    animation = FuncAnimation(figure, update, frames=frames)
+    with replace_files(path) as (temporary,):
+        animation.save(str(temporary), writer=PillowWriter(fps=10), dpi=80)
+    return path
 
 
 def _module_name(name: str) -> str:

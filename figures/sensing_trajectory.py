@@ -21,16 +21,30 @@ from figures.protocol import Arrays, Settings
 
 
 def compute(settings: Settings) -> Arrays:
-    """Recovery errors `(n,)` of both networks, and their seconds an iteration."""
-    problem = runs.problem_of(runs.separated_target(settings), settings)
-    return trajectories.compute(problem, runs.both(problem, settings), settings)
+    """Recovery errors `(n,)` of both networks, and their seconds an iteration, `r5_original` and so on."""
+    arrays = {}
+    for r, steps in zip(settings["ranks"], settings["steps"], strict=True):
+        of_rank = {**settings, "r": r, "steps": steps}
+        problem = runs.problem_of(runs.separated_target(of_rank), of_rank)
+        found = trajectories.compute(problem, runs.both(problem, of_rank), of_rank)
+        arrays |= {f"r{r}_{key}": array for key, array in found.items()}
+    return arrays
+
+
+def select(arrays: Arrays, r: int) -> Arrays:
+    """The arrays of one rank, under names without it."""
+    return {key.removeprefix(f"r{r}_"): array for key, array in arrays.items() if key.startswith(f"r{r}_")}
 
 
 def plot(arrays: Arrays, settings: Settings) -> Figure:
-    """Two panels, error against iterations and against seconds."""
-    figure = style.new_figure(height=3.4)
-    panels = figure.subplots(1, 2, sharey=True)
-    handles = trajectories.draw(panels, arrays, trajectories.lines(settings), least=2e-6)
-    panels[0].set_ylabel(r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$")
+    """A row a rank: error against iterations, and against seconds."""
+    ranks = settings["ranks"]
+    figure = style.new_figure(height=0.6 + 2.4 * len(ranks))
+    rows = figure.subplots(len(ranks), 2, sharey=True, squeeze=False)
+    handles = []
+    for row, r in zip(rows, ranks, strict=True):
+        handles = trajectories.draw(row, select(arrays, r), trajectories.lines(settings), least=2e-6)
+        row[0].set_ylabel(r"recovery error $\|W-\Phi\|_F\,/\,\|\Phi\|_F$")
+        row[0].set_title(f"rank $r={r}$", loc="left")
     style.legend_above(figure, handles)
     return figure

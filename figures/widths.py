@@ -121,7 +121,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         handletextpad=0.4,
     )
     law = np.sqrt(np.mean(deviation**2 * d[:, None])) / np.sqrt(d)
-    slope = scatter.plot(d, law, color="#999999", linewidth=0.9, zorder=1, label=r"slope $d^{-1/2}$")
+    slope = scatter.plot(d, law, color=style.GREY, linewidth=0.9, zorder=1, label=r"slope $d^{-1/2}$")
     scatter.set(yscale="log", title=r"Its scatter about the limit, relative")
     scatter.legend(handles=slope, loc="upper right")
     for axes in (cost, fit, scatter):

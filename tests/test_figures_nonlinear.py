@@ -6,6 +6,7 @@ import struct
 import matplotlib
 import numpy as np
 import pytest
+from print_rules import assert_fit_for_print
 
 from figures import nonlinear_accuracy, rank_accuracy, registry, style, weight_updates
 from lowdim_jax.nn import reference
@@ -28,7 +29,9 @@ def test_every_figure_is_drawn_from_finite_arrays(made, module, tmp_path):
     arrays, settings = made[module.__name__.rpartition(".")[2]]
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
     with matplotlib.rc_context(style.RC):
-        module.plot(arrays, settings).savefig(tmp_path / "figure.png")
+        figure = module.plot(arrays, settings)
+        assert_fit_for_print(figure)
+        figure.savefig(tmp_path / "figure.png")
 
 
 def test_all_but_2r_directions_of_a_deep_linear_layer_lose_what_the_bulk_loses(made):

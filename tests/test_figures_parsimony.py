@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from print_rules import assert_fit_for_print
 
 import lowdim_jax as ld
 from figures import escape_ratio, law_of_parsimony, lossless_equivalence, style, widths
@@ -30,7 +31,9 @@ def test_every_figure_is_drawn_from_finite_arrays(made, module, tmp_path):
     arrays, settings = made[module.__name__.rpartition(".")[2]]
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
     with matplotlib.rc_context(style.RC):
-        module.plot(arrays, settings).savefig(tmp_path / "figure.png")
+        figure = module.plot(arrays, settings)
+        assert_fit_for_print(figure)
+        figure.savefig(tmp_path / "figure.png")
 
 
 def test_all_but_2r_singular_values_stay_together_at_the_predicted_value(made):

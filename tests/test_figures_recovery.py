@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from print_rules import assert_fit_for_print
 
 from figures import (
     alpha_ablation,
@@ -25,11 +26,11 @@ MODULES = (
 TINY = {
     "sensing_trajectory": {
         "d": 16,
-        "r": 2,
+        "ranks": [2],
         "measurements": 200,
         "scale": 0.1,
         "learning_rate": 1e-2,
-        "steps": 500,
+        "steps": [500],
         "timed_steps": 500,  # as many, so that both runs are one program
         "repeats": 1,
     },
@@ -84,7 +85,9 @@ def test_every_figure_is_drawn_from_finite_arrays(made, module, tmp_path):
     arrays, settings = made[module.__name__.rpartition(".")[2]]
     assert all(np.all(np.isfinite(array)) for array in arrays.values())
     with matplotlib.rc_context(style.RC):
-        module.plot(arrays, settings).savefig(tmp_path / "figure.png", dpi=50)
+        figure = module.plot(arrays, settings)
+        assert_fit_for_print(figure)
+        figure.savefig(tmp_path / "figure.png", dpi=50)
 
 
 @pytest.mark.parametrize("problem", ["sensing", "completion, α = 1", "completion, α = 5"])
@@ -93,6 +96,8 @@ def test_compressed_recovers_in_fewer_iterations_and_hardly_ever_lies_above_the_
     arrays, _ = made[f"{name}_trajectory"]
     if alpha:
         arrays = completion_trajectory.select(arrays, 2, float(alpha))
+    else:
+        arrays = sensing_trajectory.select(arrays, 2)
     original, compressed = arrays["original"], arrays["compressed"]
     for level in (0.5, 0.1, 0.01):
         needed, more = (arrays["iteration"][np.argmax(e < level)] for e in (compressed, original))

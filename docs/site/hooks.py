@@ -1,0 +1,73 @@
+"""What `mkdocs build` does besides: pages that are made from other files, anchors and links of statements, and mathematics.
+
+The docs are plain Markdown that reads well in the repository, too. So anchors of statements (`#s3-2`), links where
+"docs/theory.md 3.2" is cited, and MathML in place of TeX are put in here.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+import mathematics  # noqa: E402
+import tutorials  # noqa: E402
+
+_STATEMENT = re.compile(r"^### ((\d+)\.(\d+) .*)$", re.MULTILINE)
+_CITED = re.compile(r"docs/theory\.md((?:,? (?:and )?\d+\.\d+)+)")
+_NUMBER = re.compile(r"(\d+)\.(\d+)")
+
+
+def on_files(files, config):
+    """Add the pages that are made: changelog, tutorials with their pictures, the explorer."""
+    from theory_checks.explorer import page
+
+    def add(name, content):
+        files.append(File.generated(config, name, content=content))
+
+    add("changelog.md", (ROOT / "CHANGELOG.md").read_text("utf-8").replace("](docs/", "]("))
+    add("explorer.html", page())
+    add("site.css", (HERE / "site.css").read_text("utf-8"))
+    for source in tutorials.sources():
+        shown = tutorials.executed(source)
+        add(f"tutorials/{source.stem}.md", shown.markdown)
+        add(f"tutorials/{source.stem}.ipynb", shown.notebook)
+        for name, picture in shown.pictures.items():
+            add(f"tutorials/{name}", picture)
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Give statements their anchors, and links to files of the repository that are no pages a plain form."""
+    if page.file.src_path == "theory.md":
+        markdown = _STATEMENT.sub(r"### \1 {#s\2-\3}", markdown)
+    return _links_out(markdown, (ROOT / "docs" / page.file.src_path).parent)
+
+
+def on_page_content(html, page, config, files):
+    """Set mathematics, and link statements where they are cited."""
+    html = mathematics.set_all(html)
+    up = "../" * page.file.src_path.count("/")
+
+    def link(cited):
+        numbers = _NUMBER.sub(rf'<a href="{up}theory.html#s\1-\2">\1.\2</a>', cited[1])
+        return f'<a href="{up}theory.html">Theory</a>{numbers}'
+
+    return _CITED.sub(link, html)
+
+
+_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]+)\)")
+
+
+def _links_out(markdown, folder):
+    """A link to a file outside of docs is only its name: the site does not hold it."""
+
+    def kept(link):
+        target = (folder / link[2]).resolve()
+        return link[0] if target.is_relative_to(ROOT / "docs") else link[1]
+
+    return _LINK.sub(kept, markdown)

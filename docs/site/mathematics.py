@@ -1,0 +1,25 @@
+"""TeX to MathML, which browsers set without a script."""
+
+import re
+from functools import cache
+from html import unescape
+
+from latex2mathml.converter import convert
+
+_INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
+_DISPLAY = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL)
+
+
+def set_all(html: str) -> str:
+    """A page's HTML with its mathematics set."""
+    html = _DISPLAY.sub(lambda found: _set(unescape(found[1]), "block"), html)
+    return _INLINE.sub(lambda found: _set(unescape(found[1]), "inline"), html)
+
+
+@cache
+def _set(tex: str, display: str) -> str:
+    tex = tex.replace(r"\cr", r"\\")
+    tex = re.sub(r"([A-Za-z])('{2,})", lambda primes: primes[1] + "^{" + r"\prime" * len(primes[2]) + "}", tex)
+    tex = re.sub(r"(\^\{(?:\\prime)+\})\^(\d)", r"{\1}^\2", tex)
+    tex = re.sub(r"([A-Za-z]\^\{(?:\\prime)+\})\^", r"{\1}^", tex)
+    return convert(tex, display=display)

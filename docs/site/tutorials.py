@@ -1,0 +1,98 @@
+"""Tutorials: scripts in cells (`# %%`), executed, with what they print and draw below each cell.
+
+`docs/tutorials/*.py` are scripts that any Python runs, and notebooks for Jupytext, VS Code and others. `executed` runs one in
+a process of its own; what came out is kept in `.cache/tutorials` until the script changes, so that tests and site share one run.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "tutorials"
+CACHE = ROOT / ".cache" / "tutorials"
+_CELL = re.compile(r"^# %%(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A tutorial as Markdown with its pictures by name, and as a notebook."""
+
+    markdown: str
+    notebook: str
+    pictures: dict[str, bytes]
+    seconds: float
+
+
+def sources() -> list[Path]:
+    """The tutorials."""
+    return sorted(FOLDER.glob("*.py"))
+
+
+def cells(text: str) -> list[tuple[str, str]]:
+    """Kind and content of each cell: `markdown`, with its comment signs taken off, or `code`."""
+    marks = [*_CELL.finditer(text)]
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    found = []
+    for mark, end in zip(marks, ends, strict=True):
+        body = text[mark.end() : end].strip("\n")
+        if "[markdown]" in mark[1]:
+            found.append(("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE)))
+        else:
+            found.append(("code", body))
+    return found
+
+
+def executed(source: Path) -> Executed:
+    """Run a tutorial, or take what the same script gave before.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails, with what Python said.
+    """
+    text = source.read_text("utf-8")
+    kept = CACHE / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if not kept.exists():
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+        command = [sys.executable, str(Path(__file__).with_name("run_cells.py")), str(source), str(kept)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{source.name} failed:\n{done.stderr[-3000:]}")
+    record = json.loads(kept.read_text("utf-8"))
+    pictures = {name: base64.b64decode(data) for name, data in record["pictures"].items()}
+    return Executed(_markdown(source, text, record["outputs"]), _notebook(text, record["outputs"], record["pictures"]),
+                    pictures, record["seconds"])
+
+
+def _markdown(source: Path, text: str, outputs: list[dict]) -> str:
+    parts = []
+    for (kind, body), output in zip(cells(text), outputs, strict=True):
+        if kind == "markdown":
+            parts.append(body)
+            continue
+        parts.append(f"```python\n{body}\n```")
+        if output["text"].strip():
+            parts.append(f'<div class="output" markdown>\n\n```text\n{output["text"].rstrip()}\n```\n\n</div>')
+        parts += [f"![{output['title']}]({name})" for name in output["pictures"]]
+    parts.append(f"[This tutorial as a notebook]({source.stem}.ipynb)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _notebook(text: str, outputs: list[dict], pictures: dict[str, str]) -> str:
+    import jupytext
+    from nbformat.v4 import new_output
+
+    notebook = jupytext.reads(text, fmt="py:percent")
+    for cell, output in zip(notebook.cells, outputs, strict=True):
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [new_output("stream", text=output["text"])] if output["text"] else []
+        cell.outputs += [new_output("display_data", {"image/png": pictures[name]}) for name in output["pictures"]]
+    return jupytext.writes(notebook, fmt="ipynb")
