@@ -1,7 +1,7 @@
-"""What `mkdocs build` does besides: pages that are made from other files, anchors and links of statements, and mathematics.
+"""What `mkdocs build` does besides: pages from other files, anchors and links of statements, mathematics.
 
-The docs are plain Markdown that reads well in the repository, too. So anchors of statements (`#s3-2`), links where
-"docs/theory.md 3.2" is cited, and MathML in place of TeX are put in here.
+The docs are plain Markdown that reads well in the repository, too. So anchors of statements (`#s3-2`), links
+where "docs/theory.md 3.2" is cited, and MathML in place of TeX are put in here.
 """
 
 import re

@@ -19,7 +19,6 @@ def set_all(html: str) -> str:
 @cache
 def _set(tex: str, display: str) -> str:
     tex = tex.replace(r"\cr", r"\\")
-    tex = re.sub(r"([A-Za-z])('{2,})", lambda primes: primes[1] + "^{" + r"\prime" * len(primes[2]) + "}", tex)
-    tex = re.sub(r"(\^\{(?:\\prime)+\})\^(\d)", r"{\1}^\2", tex)
-    tex = re.sub(r"([A-Za-z]\^\{(?:\\prime)+\})\^", r"{\1}^", tex)
+    # f''^2 has two superscripts to the converter, where TeX has one.
+    tex = re.sub(r"([A-Za-z])('{2,})(?=\^)", r"{\1\2}", tex)
     return convert(tex, display=display)

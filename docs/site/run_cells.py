@@ -11,8 +11,8 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from tutorials import cells  # noqa: E402
+import matplotlib.pyplot as plt
+from tutorials import cells
 
 
 def main(script: Path, record: Path) -> None:
@@ -26,7 +26,9 @@ def main(script: Path, record: Path) -> None:
                 exec(compile(body, str(script), "exec"), names)
             for number in plt.get_fignums():
                 figure, picture = plt.figure(number), io.BytesIO()
-                title = title or next((axes.get_title() for axes in figure.axes if axes.get_title()), "figure")
+                title = title or next(
+                    (axes.get_title() for axes in figure.axes if axes.get_title()), "figure"
+                )
                 figure.savefig(picture, format="png", bbox_inches="tight")
                 name = f"{script.stem}-{len(pictures) + 1}.png"
                 pictures[name] = base64.b64encode(picture.getvalue()).decode()

@@ -1,7 +1,8 @@
 """Tutorials: scripts in cells (`# %%`), executed, with what they print and draw below each cell.
 
-`docs/tutorials/*.py` are scripts that any Python runs, and notebooks for Jupytext, VS Code and others. `executed` runs one in
-a process of its own; what came out is kept in `.cache/tutorials` until the script changes, so that tests and site share one run.
+`docs/tutorials/*.py` are scripts that any Python runs, and notebooks for Jupytext, VS Code and others. `run`
+runs one in a process of its own; what came out is kept in `.cache/tutorials` until the script changes, so that
+tests and site share one run.
 """
 
 import base64
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "tutorials"
@@ -27,7 +29,6 @@ class Executed:
     markdown: str
     notebook: str
     pictures: dict[str, bytes]
-    seconds: float
 
 
 def sources() -> list[Path]:
@@ -49,26 +50,33 @@ def cells(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def executed(source: Path) -> Executed:
-    """Run a tutorial, or take what the same script gave before.
+def run(source: Path, *, fresh: bool = False) -> dict[str, Any]:
+    """What the cells of a tutorial print and draw: run, or kept from when the same script ran before.
 
     Raises
     ------
     RuntimeError
         If it fails, with what Python said.
     """
-    text = source.read_text("utf-8")
-    kept = CACHE / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    if not kept.exists():
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    kept = CACHE / f"{source.stem}-{digest}.json"
+    if fresh or not kept.exists():
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
         command = [sys.executable, str(Path(__file__).with_name("run_cells.py")), str(source), str(kept)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise RuntimeError(f"{source.name} failed:\n{done.stderr[-3000:]}")
-    record = json.loads(kept.read_text("utf-8"))
-    pictures = {name: base64.b64decode(data) for name, data in record["pictures"].items()}
-    return Executed(_markdown(source, text, record["outputs"]), _notebook(text, record["outputs"], record["pictures"]),
-                    pictures, record["seconds"])
+    return json.loads(kept.read_text("utf-8"))
+
+
+def executed(source: Path) -> Executed:
+    """A tutorial with what its cells print and draw."""
+    text, record = source.read_text("utf-8"), run(source)
+    return Executed(
+        _markdown(source, text, record["outputs"]),
+        _notebook(text, record["outputs"], record["pictures"]),
+        {name: base64.b64decode(data) for name, data in record["pictures"].items()},
+    )
 
 
 def _markdown(source: Path, text: str, outputs: list[dict]) -> str:
@@ -79,7 +87,9 @@ def _markdown(source: Path, text: str, outputs: list[dict]) -> str:
             continue
         parts.append(f"```python\n{body}\n```")
         if output["text"].strip():
-            parts.append(f'<div class="output" markdown>\n\n```text\n{output["text"].rstrip()}\n```\n\n</div>')
+            parts.append(
+                f'<div class="output" markdown>\n\n```text\n{output["text"].rstrip()}\n```\n\n</div>'
+            )
         parts += [f"![{output['title']}]({name})" for name in output["pictures"]]
     parts.append(f"[This tutorial as a notebook]({source.stem}.ipynb)")
     return "\n\n".join(parts) + "\n"
@@ -94,5 +104,6 @@ def _notebook(text: str, outputs: list[dict], pictures: dict[str, str]) -> str:
         if cell.cell_type != "code":
             continue
         cell.outputs = [new_output("stream", text=output["text"])] if output["text"] else []
-        cell.outputs += [new_output("display_data", {"image/png": pictures[name]}) for name in output["pictures"]]
+        for name in output["pictures"]:
+            cell.outputs.append(new_output("display_data", {"image/png": pictures[name]}))
     return jupytext.writes(notebook, fmt="ipynb")
