@@ -1,7 +1,7 @@
 """Tutorials: scripts in cells (`# %%`), executed, with what they print and draw below each cell.
 
-`docs/tutorials/*.py` are scripts that any Python runs, and notebooks for Jupytext, VS Code and others. `run`
-runs one in a process of its own; what came out is kept in `.cache/tutorials` until the script changes, so that
+Each is a script that any Python runs, and a notebook for Jupytext, VS Code and others. `run`
+runs one in a process of its own. What came out is kept in `.cache/tutorials` until the script changes:
 tests and site share one run.
 """
 
