@@ -46,8 +46,7 @@ def host_floats(name: str, values: Any, /, *, finite: bool = True, double: bool 
 
     With `double`, double precision stays, and integers become it, whatever JAX has enabled.
     """
-    array = plain(name, values)
-    _check_kind(name, array.dtype)
+    array = real_array(name, values)
     if finite:
         check_finite(name, array)
     wanted = _float_for(array.dtype, double)
@@ -61,6 +60,13 @@ def host_floats(name: str, values: Any, /, *, finite: bool = True, double: bool 
             "it, or enable double precision with jax.config.update('jax_enable_x64', True)"
         )
     return converted
+
+
+def real_array(name: str, values: Any, /) -> np.ndarray:
+    """A NumPy array of real numbers of any type; `ValueError` if it is something else."""
+    array = plain(name, values)
+    _check_kind(name, array.dtype)
+    return array
 
 
 def plain(name: str, values: Any, /) -> np.ndarray:
@@ -95,6 +101,9 @@ def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         if not jnp.isfinite(array).all():  # computed by all processes, none of which has it whole
             raise ValueError(f"{name} has entries that are NaN or infinite")
+        return
+    on_cpu = not isinstance(array, jax.Array) or all(device.platform == "cpu" for device in array.devices())
+    if not on_cpu and jnp.isfinite(array).all():  # on the device: no copy of the array
         return
     values = np.asarray(array)
     bad = ~np.isfinite(values)

@@ -57,7 +57,7 @@ def compress(
     if not (isinstance(source, Problem) or is_sparse(source)):
         source = as_matrix("surrogate", source)
     if rank is not None:
-        compressed_widths(*source.shape, depth=depth, rank=rank)
+        _, rank, *_ = compressed_widths(*source.shape, depth=depth, rank=rank)
     with jax.ensure_compile_time_eval() if rank is None else nullcontext():
         matrix = source.surrogate(rank) if isinstance(source, Problem) else leading_svd(source, rank)
         if rank is None:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowdim_jax._arrays import as_count
 from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, extend_orthonormal, svd
-from lowdim_jax.networks import Weights, compressed_widths
+from lowdim_jax.networks import Weights, check_depth, compressed_widths
 
 
 def orthogonal(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
@@ -132,7 +133,7 @@ def spectral(
     """
     surrogate = as_matrix("surrogate", surrogate)
     d_out, d_in = surrogate.shape
-    compressed_widths(d_out, d_in, depth=depth, rank=rank)
+    _, rank, *_ = compressed_widths(d_out, d_in, depth=depth, rank=rank)
     parts = on_host(svd(surrogate))
     left, right = parts.left[:, :rank], parts.right[:, :rank]
     if left.shape[1] < rank:
@@ -157,6 +158,7 @@ def from_singular_vectors(
     check_scale(scale)
     left, right = on_host((left, right))
     rank = left.shape[1]
+    depth = check_depth(depth, least=2)
     if right.shape[1] != rank:
         raise ValueError(
             f"left and right have shapes {left.shape} and {right.shape}, expected as many columns in both"
@@ -184,6 +186,7 @@ def balanced(matrix: Float[Array, "d_out d_in"] | LowRank, /, *, depth: int) -> 
     """
     parts = svd(as_matrix("matrix", matrix))
     compressed_widths(*parts.shape, depth=depth, rank=len(parts.singular_values))
+    depth = check_depth(depth, least=2)
     root = parts.singular_values ** (1 / depth)
     middle = (jnp.diag(root),) * (depth - 2)
     return (root[:, None] * parts.right.T, *middle, parts.left * root[None, :])
@@ -200,6 +203,7 @@ def check_scale(scale) -> None:
 
 def _per_layer(key, widths, scale, dtype, draw: Callable) -> Weights:
     check_scale(scale)
+    widths = tuple(as_count("widths", width) for width in widths)
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths={tuple(widths)}, expected at least two positive widths d_0 … d_L")
     dtype = jnp.zeros((), dtype).dtype  # JAX's default float where dtype is None

@@ -9,6 +9,7 @@ import numpy as np
 import scipy  # which loads its parts on first use
 from jaxtyping import Array, Float
 
+from lowdim_jax._arrays import as_floats
 from lowdim_jax._host import as_array, is_traced, on_host
 
 
@@ -78,7 +79,7 @@ def low_rank(
     >>> low_rank(a, jnp.ones(2), b).shape  # no 1000 × 800 array is formed
     (1000, 800)
     """
-    left, core, right = jnp.asarray(left), jnp.asarray(core), jnp.asarray(right)
+    left, core, right = as_floats("left", left), as_floats("core", core), as_floats("right", right)
     if left.ndim != 2 or right.ndim != 2 or core.ndim != 1:
         raise ValueError(
             f"factors have shapes {left.shape}, {core.shape}, {right.shape}, "
@@ -90,8 +91,6 @@ def low_rank(
             f"factors have shapes {left.shape}, {core.shape}, {right.shape}, "
             "expected (d_out, r), (r,), (d_in, r) with 1 ≤ r ≤ min(d_out, d_in)"
         )
-    for name, factor in (("left", left), ("core", core), ("right", right)):
-        check_finite(name, factor)
     return thin_svd(left * core[None, :], right.T)
 
 
@@ -276,45 +275,46 @@ def extend_orthonormal(
 
 
 def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
-    """A matrix a caller gave, as an array of floats, or the `LowRank` it is.
+    """A matrix a caller gave, as an array of floats, or the `LowRank` it is (docs/inputs.md).
 
     Raises
     ------
     ValueError
-        If it is no non-empty matrix of real numbers, or (where concrete) not finite.
+        If it is no non-empty matrix of real numbers, or (where concrete) not finite, or a `LowRank` whose
+        columns are not orthonormal or whose singular values are not descending.
     """
     if isinstance(matrix, LowRank):
-        for part in ("left", "singular_values", "right"):
-            check_finite(f"{name}'s {part}", getattr(matrix, part))
-        return matrix
-    try:
-        matrix = as_array(matrix)
-    except ValueError as error:
-        raise ValueError(f"{name} is not an array: {error}") from error
-    if jnp.iscomplexobj(matrix):
-        raise ValueError(f"{name} has entries of type {matrix.dtype}, expected real numbers")
-    if not jnp.issubdtype(matrix.dtype, jnp.floating):
-        matrix = matrix.astype(jnp.zeros(()).dtype)
+        return _checked_factors(name, matrix)
+    matrix = as_floats(name, matrix)
     if matrix.ndim != 2 or matrix.size == 0:
         raise ValueError(f"{name} has shape {matrix.shape}, expected a non-empty matrix")
-    check_finite(name, matrix)
     return matrix
 
 
-def check_finite(name: str, array: jax.Array | np.ndarray, /) -> None:
-    """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
-    if is_traced(array):
-        return
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-        if not jnp.isfinite(array).all():  # computed by all processes, none of which has it whole
-            raise ValueError(f"{name} has entries that are NaN or infinite")
-        return
-    bad = np.argwhere(~np.isfinite(np.asarray(array)))
-    if len(bad):
-        index = tuple(int(i) for i in bad[0])
+def _checked_factors(name: str, matrix: LowRank) -> LowRank:
+    """A `LowRank`, which a caller may have made by hand."""
+    parts = {part: getattr(matrix, part) for part in ("left", "singular_values", "right")}
+    parts = {part: as_floats(f"{name}'s {part}", value) for part, value in parts.items()}
+    shapes = [value.shape for value in parts.values()]
+    if [len(shape) for shape in shapes] != [2, 1, 2] or len({shape[-1] for shape in shapes}) > 1:
+        given = ", ".join(map(str, shapes))
+        raise ValueError(f"{name} has factors of shapes {given}, expected (d_out, r), (r,), (d_in, r)")
+    if is_traced(parts) or not all(value.is_fully_addressable for value in parts.values()):
+        return LowRank(**parts)
+    left, values, right = (np.asarray(value) for value in parts.values())
+    tolerance = np.finfo(values.dtype).eps ** 0.5  # far above rounding, far below what is made by hand
+    for part, factor in (("left", left), ("right", right)):
+        off = np.abs(factor.T @ factor - np.eye(len(values), dtype=factor.dtype)).max(initial=0)
+        if off > tolerance:
+            raise ValueError(
+                f"{name}'s {part} has columns that are not orthonormal, by {off:.2g}: "
+                "low_rank(left, values, right) takes any factors"
+            )
+    if np.any(values < 0) or np.any(np.diff(values) > tolerance * values.max(initial=0)):
         raise ValueError(
-            f"{name} has {len(bad)} entries that are NaN or infinite, the first at index {index}"
+            f"{name}'s singular_values are not descending and non-negative: low_rank orders them"
         )
+    return LowRank(**parts)
 
 
 def estimate_rank(

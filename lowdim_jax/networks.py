@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from lowdim_jax._arrays import as_count
+from lowdim_jax._host import is_traced
+from lowdim_jax._triplets import checked_indices
+
 Weights = tuple[Float[Array, "out in"], ...]
 
 
@@ -202,8 +206,9 @@ def full_widths(d_out: int, d_in: int, /, *, depth: int, hidden: int | None = No
     >>> full_widths(300, 200, depth=3)
     (200, 200, 200, 300)
     """
-    check_depth(depth)
-    hidden = min(d_out, d_in) if hidden is None else hidden
+    depth = check_depth(depth)
+    d_out, d_in = as_count("d_out", d_out, least=1), as_count("d_in", d_in, least=1)
+    hidden = min(d_out, d_in) if hidden is None else as_count("hidden", hidden)
     if hidden < 1:
         raise ValueError(f"hidden={hidden}, expected a positive width")
     return (d_in, *(hidden,) * (depth - 1), d_out)
@@ -225,7 +230,8 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
     >>> compressed_widths(300, 200, depth=3, rank=6)
     (200, 6, 6, 300)
     """
-    check_depth(depth, least=2)
+    depth, rank = check_depth(depth, least=2), as_count("rank", rank)
+    d_out, d_in = as_count("d_out", d_out, least=1), as_count("d_in", d_in, least=1)
     if not 1 <= rank <= min(d_out, d_in):
         raise ValueError(
             f"rank={rank}, expected 1 ≤ rank ≤ {min(d_out, d_in)} for a {d_out}×{d_in} matrix"
@@ -233,16 +239,20 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
     return (d_in, *(rank,) * (depth - 1), d_out)
 
 
-def check_depth(depth: int, /, *, least: int = 1) -> None:
-    """Raise `ValueError` unless `depth` is an integer of at least `least`."""
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < least:
-        raise ValueError(f"depth={depth!r}, expected an integer of at least {least}")
+def check_depth(depth: int, /, *, least: int = 1) -> int:
+    """The depth as Python's `int`; `ValueError` unless it is an integer of at least `least`."""
+    return as_count("depth", depth, least=least)
 
 
 def entries(
     weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
 ) -> Float[Array, " n"]:
     """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`.
+
+    Raises
+    ------
+    ValueError
+        If the two are not of one length, or (where concrete) an index is no integer or out of range.
 
     Examples
     --------
@@ -252,6 +262,13 @@ def entries(
     Array([6., 5.], dtype=float32)
     """
     a, b = end_to_end_factors(weights)
+    rows, columns = (
+        index if is_traced(index) else checked_indices(name, index, size)[0]
+        for name, index, size in (("rows", rows, len(a)), ("columns", columns, b.shape[1]))
+    )
+    if rows.ndim != 1 or rows.shape != columns.shape:
+        shapes = f"{rows.shape} and {columns.shape}"
+        raise ValueError(f"rows and columns have shapes {shapes}, expected two of one length")
     return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
 
 

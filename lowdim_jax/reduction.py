@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from lowdim_jax import _isometries
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
-from lowdim_jax.linalg import LowRank, check_finite, estimate_rank, frobenius_norm, svd
+from lowdim_jax.linalg import LowRank, estimate_rank, frobenius_norm, svd
 from lowdim_jax.networks import Weights, check_depth, check_fits, end_to_end, widths
 from lowdim_jax.optimizers import GradientDescent
 from lowdim_jax.problems.matrix_factorization import factorization

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
+from lowdim_command import BAD_INPUT
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.distributed import command, sharded
 from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards
@@ -211,7 +212,7 @@ def test_a_run_does_not_go_on_with_other_settings_or_data(request, uninterrupted
     before = sorted(run.iterdir())
     with Command("train", request.getfixturevalue(folder), run, *SETTINGS, *changed) as started:
         code, _, error = started.end()
-    assert code == command.BAD_INPUT
+    assert code == BAD_INPUT
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert sorted(run.iterdir()) == before

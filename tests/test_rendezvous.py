@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lowdim_command import BAD_INPUT
 from lowdim_jax.distributed import command
 from lowdim_jax.distributed.rendezvous import Missing, meet, parse
 from lowdim_jax.distributed.shards import even_bounds, synthesize, write_shards
@@ -123,5 +124,5 @@ def test_processes_of_other_settings_or_data_never_start(data, tmp_path, capsys)
         where = address()
         with ThreadPoolExecutor() as pool:
             zero, one = pool.submit(train, data, where, 0), pool.submit(train, folder, where, 1, *more)
-            assert zero.result() == one.result() == command.BAD_INPUT
+            assert zero.result() == one.result() == BAD_INPUT
         assert capsys.readouterr().err.count(words) == 2

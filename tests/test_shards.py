@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lowdim_command import BAD_INPUT
 from lowdim_jax.distributed import command
 from lowdim_jax.distributed.shards import (
     even_bounds,
@@ -94,7 +95,7 @@ def write_entries(folder, **changed):
 )
 def test_entries_that_are_wrong_are_refused_and_nothing_is_written(tmp_path, capsys, changed, message):
     command_line = write_entries(tmp_path, **(changed if isinstance(changed, dict) else np.load(changed)))
-    assert command.main(command_line) == command.BAD_INPUT
+    assert command.main(command_line) == BAD_INPUT
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -178,7 +179,7 @@ def test_an_index_that_is_none_is_refused(shards, index):
 )
 def test_bad_input_is_one_sentence(shards, capsys, arguments, message):
     arguments = [str(shards.folder) if argument == "DATA" else argument for argument in arguments]
-    assert command.main(arguments) == command.BAD_INPUT
+    assert command.main(arguments) == BAD_INPUT
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import jax
 
-from lowdim_command import Parser, new_parser
-from lowdim_jax._reading import because
+from lowdim_command import BAD_INPUT, FAILED, OK, Parser, new_parser, run
 from lowdim_jax._triplets import checked_triplets, merged
 from lowdim_jax.distributed.rendezvous import Missing, meet, parse
 from lowdim_jax.distributed.shards import (
@@ -32,8 +31,9 @@ from lowdim_jax.distributed.shards import (
     write_shards,
 )
 
-OK, DIVERGED, BAD_INPUT, LOST, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes of the command and of the processes that train."""
+PROGRAM = "python -m lowdim_jax.distributed"
+DIVERGED, LOST = FAILED, 3
+"""Exit codes of the command and of the processes that train, beside those of all commands."""
 OWN = ("folder", "checkpoints", "process_id", "coordinator", "timeout", "processes", "command")
 """Options in which processes may differ; all others have to be the same."""
 NOT_FOR_WORKERS = ("command", "processes", "coordinator", "num_processes", "process_id")
@@ -43,23 +43,11 @@ GRACE = 5.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 diverged, 2 bad input, 3 a process was lost."""
-    try:
-        arguments = _parser().parse_args(argv)
-        return arguments.command(arguments)
-    except (ValueError, OSError) as error:
-        said = because(error, 400) if isinstance(error, OSError) else error
-        print(f"lowdim_jax.distributed: error: {said}", file=sys.stderr)
-        return BAD_INPUT
-    except Missing as error:
-        print(f"lowdim_jax.distributed: error: {error}; nothing was started", file=sys.stderr)
-        return LOST
-    except KeyboardInterrupt:
-        print("lowdim_jax.distributed: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run(_parser(), argv)
 
 
 def _parser() -> Parser:
-    parser = new_parser("lowdim_jax.distributed", "Matrix completion on many devices and processes.")
+    parser = new_parser(PROGRAM, "Matrix completion on many devices and processes.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("synthesize", help="write shards of a random low-rank matrix's entries")
@@ -138,7 +126,11 @@ def _train(arguments: argparse.Namespace) -> int:
     coordinator = arguments.coordinator or f"localhost:{_free_port()}"
     parse(coordinator)
     if own is not None and count > 1:
-        meet(coordinator, own, count, _card(arguments, shards), arguments.timeout)
+        try:
+            meet(coordinator, own, count, _card(arguments, shards), arguments.timeout)
+        except Missing as error:
+            print(f"{PROGRAM}: error: {error}; nothing was started", file=sys.stderr)
+            return LOST
     settings = {name: value for name, value in vars(arguments).items() if name not in NOT_FOR_WORKERS}
     workers = [
         {"process_id": k, "num_processes": count, "coordinator": coordinator, **settings} for k in processes
@@ -180,7 +172,7 @@ def _supervise(workers: list[dict], arguments: argparse.Namespace) -> int:
         shutil.rmtree(logs)
         raise ValueError(lines[-1] if lines else f"process {told[0]} refused its input")
     text = _what_happened(bad, Path(arguments.checkpoints))
-    print(f"lowdim_jax.distributed: error: {text} (details: {logs})", file=sys.stderr)
+    print(f"{PROGRAM}: error: {text} (details: {logs})", file=sys.stderr)
     return LOST
 
 

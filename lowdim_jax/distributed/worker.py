@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import jax
 
+from lowdim_command import BAD_INPUT, OK
 from lowdim_jax._cache import cache_programs
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import DescentState
-from lowdim_jax.distributed.command import BAD_INPUT, DIVERGED, LOST, OK
+from lowdim_jax.distributed.command import DIVERGED, LOST
 from lowdim_jax.distributed.sharded import mesh, process_rows, sharded_completion
 from lowdim_jax.distributed.shards import open_shards
 from lowdim_jax.fitting import fit

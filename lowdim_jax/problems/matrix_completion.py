@@ -14,11 +14,12 @@ import numpy as np
 import scipy
 from jaxtyping import Array, Bool, Float
 
+from lowdim_jax._arrays import real_array
 from lowdim_jax._host import as_array, is_traced
+from lowdim_jax._triplets import checked_triplets, merged
 from lowdim_jax.linalg import (
     LowRank,
     as_matrix,
-    check_finite,
     dense,
     is_sparse,
     leading_svd,
@@ -186,7 +187,8 @@ def completion(matrix, mask=None, /, *, truth=None) -> Completion:
     Parameters
     ----------
     matrix
-        `(d_out, d_in)`. Without a mask, its NaN entries are the ones that were not observed.
+        `(d_out, d_in)`. Without a mask, its NaN entries are the ones that were not observed; what a
+        NumPy masked array masks was not observed either.
     mask
         `(d_out, d_in)` booleans, or zeros and ones: true where observed. Other entries of `matrix`
         are ignored, whatever they are.
@@ -206,14 +208,16 @@ def completion(matrix, mask=None, /, *, truth=None) -> Completion:
     >>> problem.shape, ld.linalg.svd(problem.surrogate_matrix()).shape
     ((20, 10), (20, 10))
     """
+    matrix, hidden = _unmasked(matrix)
     xp = jnp if is_traced(matrix, mask) else np  # which has nothing to compile
-    matrix = xp.asarray(matrix)
+    matrix = xp.asarray(matrix) if xp is jnp else real_array("matrix", matrix)
     mask = ~xp.isnan(matrix) if mask is None else xp.asarray(mask)
     if mask.shape != matrix.shape:
         raise ValueError(f"mask has shape {mask.shape}, but matrix has shape {matrix.shape}")
     if mask.dtype != bool:
         _require(mask, (mask == 0) | (mask == 1), "mask", "zeros and ones, or booleans")
         mask = mask != 0
+    mask = mask if hidden is None else mask & ~hidden
     values = dense(as_matrix("matrix, where observed,", xp.where(mask, matrix, 0)))
     if not is_traced(mask) and not mask.any():
         raise ValueError("no entry is observed: the mask is empty, or matrix is NaN throughout")
@@ -256,25 +260,8 @@ def observed_completion(
         shape = rows.shape if shape is None else shape
         coordinates = rows.tocoo()
         rows, columns, values = coordinates.row, coordinates.col, coordinates.data
-    rows, columns, values = map(np.asarray, (rows, columns, values))
-    if rows.ndim != 1 or not rows.shape == columns.shape == values.shape or rows.size == 0:
-        raise ValueError(
-            f"rows, columns and values have shapes {rows.shape}, {columns.shape} and {values.shape}, "
-            "expected three arrays of one length, at least 1"
-        )
-    shape = (int(rows.max()) + 1, int(columns.max()) + 1) if shape is None else tuple(shape)
-    for name, index, size in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
-        if not np.issubdtype(index.dtype, np.integer):
-            raise ValueError(f"{name} has type {index.dtype}, expected integers")
-        _require(index, (index >= 0) & (index < size), name, f"from 0 to {size - 1} for shape {shape}")
-    check_finite("values", values)
-    if not np.issubdtype(values.dtype, np.floating):
-        values = values.astype(float)
-    rows, columns = (  # of 16 bits if they can be, which NumPy sorts in linear time
-        index.astype(np.min_scalar_type(size - 1))
-        for index, size in zip((rows, columns), shape, strict=True)
-    )
-    rows, columns, values = _merge(rows, columns, values, duplicates)
+    triplets, shape = checked_triplets(rows, columns, values, shape=shape)
+    rows, columns, values = merged(triplets, shape, duplicates)
     by_row = group(rows, columns, values, shape[0])
     order = np.argsort(columns, kind="stable")
     return ObservedCompletion(
@@ -306,24 +293,11 @@ def completion_error(energy, fraction, shape) -> jax.Array:
     return noise_norm(energy * (1 - fraction), shape) / fraction
 
 
-def _merge(rows, columns, values, duplicates: str):
-    """Entries ordered by row, then column, each of them once."""
-    if duplicates not in ("raise", "mean"):
-        raise ValueError(f"duplicates={duplicates!r}, expected 'raise' or 'mean'")
-    order = np.lexsort((columns, rows))
-    rows, columns, values = rows[order], columns[order], values[order]
-    again = np.append(False, (rows[1:] == rows[:-1]) & (columns[1:] == columns[:-1]))
-    if not again.any():
-        return rows, columns, values
-    if duplicates == "raise":
-        first = np.argmax(again)
-        raise ValueError(
-            f"{again.sum()} entries are given more than once, the first in row {rows[first]}, column "
-            f"{columns[first]}: remove them, or take duplicates='mean'"
-        )
-    place = np.cumsum(~again) - 1
-    means = np.bincount(place, values) / np.bincount(place)
-    return rows[~again], columns[~again], means.astype(values.dtype)
+def _unmasked(matrix):
+    """The data of a masked array, and where it is masked: None for any other array."""
+    if isinstance(matrix, np.ma.MaskedArray):
+        return matrix.data, np.ma.getmaskarray(matrix)
+    return matrix, None
 
 
 def _require(array, holds, name: str, expected: str) -> None:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowdim_jax._arrays import as_count, as_floats, as_shape
 from lowdim_jax._host import as_pytree, is_traced
-from lowdim_jax.linalg import LowRank, check_finite, dense, leading_svd, noise_norm
+from lowdim_jax.linalg import LowRank, dense, leading_svd, noise_norm
 from lowdim_jax.networks import check_fits, end_to_end
 from lowdim_jax.problems.base import as_truth, relative_error
 
@@ -161,11 +162,10 @@ def sensing(
         if truth is None:
             raise ValueError("labels and truth are both missing, expected one of them")
         labels = jax.jit(lambda operator, truth: operator.apply(dense(truth)))(operator, truth)
-    labels = jnp.asarray(labels)
+    labels = as_floats("labels", labels)
     expected = jax.eval_shape(operator.apply, jax.ShapeDtypeStruct(operator.shape, labels.dtype)).shape
     if labels.shape != expected or labels.size == 0:
         raise ValueError(f"labels has shape {labels.shape}, expected {expected}: one a measurement")
-    check_finite("labels", labels)
     if isinstance(operator, _Pair):
         _check_adjoint(operator, labels)
     if curvature is None:
@@ -176,7 +176,6 @@ def sensing(
     return Sensing(operator, labels, curvature, truth)
 
 
-@partial(jax.jit, static_argnums=(1, 2), static_argnames="dtype")
 def gaussian_measurements(key: jax.Array, m: int, shape: tuple[int, int], /, *, dtype=None):
     """`m` independent Gaussian measurement matrices with entries `N(0, 1/m)`, `(m, d_out, d_in)`.
 
@@ -189,6 +188,11 @@ def gaussian_measurements(key: jax.Array, m: int, shape: tuple[int, int], /, *, 
     >>> ld.gaussian_measurements(jax.random.key(0), 50, (4, 3)).shape
     (50, 4, 3)
     """
+    return _draw(key, as_count("m", m, least=1), as_shape("shape", shape), dtype)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw(key: jax.Array, m: int, shape: tuple[int, int], dtype):
     def draw(key):
         return jax.random.normal(key, shape, dtype) / m**0.5
 
@@ -197,20 +201,15 @@ def gaussian_measurements(key: jax.Array, m: int, shape: tuple[int, int], /, *, 
 
 def _operator(measurements, shape) -> _Stack | _Pair:
     if isinstance(measurements, tuple) and len(measurements) == 2 and all(map(callable, measurements)):
-        if shape is None or len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"shape={shape}, expected (d_out, d_in) beside a pair of functions")
         apply, adjoint = map(as_pytree, measurements)
-        return _Pair(apply, adjoint, tuple(shape))
-    stack = jnp.asarray(measurements)
-    if stack.ndim != 3 or stack.size == 0 or not jnp.issubdtype(stack.dtype, jnp.floating):
+        return _Pair(apply, adjoint, as_shape("shape beside a pair of functions", shape))
+    stack = as_floats("measurements", measurements)
+    if stack.ndim != 3 or stack.size == 0:
         raise ValueError(
-            f"measurements has shape {stack.shape} and type {stack.dtype}, expected floats of shape "
-            "(m, d_out, d_in), or a pair of functions"
+            f"measurements has shape {stack.shape}, expected (m, d_out, d_in), or a pair of functions"
         )
-    if shape is not None and tuple(shape) != stack.shape[1:]:
+    if shape is not None and as_shape("shape", shape) != stack.shape[1:]:
         raise ValueError(f"shape={shape}, but the measurements are of {stack.shape[1:]} matrices")
-    if not is_traced(stack) and not jnp.isfinite(jnp.sum(stack)):  # a reduction: no copy of the stack
-        raise ValueError("measurements has entries that are NaN or infinite")
     return _Stack(stack)
 
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowdim_jax._arrays import as_count, as_floats, as_shape
 from lowdim_jax._host import is_traced
-from lowdim_jax.linalg import LowRank, as_matrix, check_finite, dense, estimate_rank, svd
+from lowdim_jax.linalg import LowRank, as_matrix, dense, estimate_rank, svd
 
 
 def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> LowRank:
@@ -27,6 +28,7 @@ def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> Low
     >>> target.shape, target.singular_values.shape
     ((50, 50), (3,))
     """
+    d, rank = as_count("d", d), as_count("rank", rank)
     if not 1 <= rank <= d // 2:
         raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ d/2 = {d // 2}")
     parts = svd(jax.random.normal(key, (d, d), dtype))
@@ -48,14 +50,14 @@ def random_target(
     >>> round(float(jnp.linalg.norm(target.dense())), 3)  # √(3² + 2²)
     3.606
     """
-    d_out, d_in = shape
-    if jnp.ndim(singular_values) != 1 or jnp.size(singular_values) == 0:
-        raise ValueError(f"singular_values has shape {jnp.shape(singular_values)}, expected (r,), r ≥ 1")
-    check_finite("singular_values", singular_values)
+    d_out, d_in = as_shape("shape", shape)
+    singular_values = as_floats("singular_values", singular_values)
+    if singular_values.ndim != 1 or singular_values.size == 0:
+        raise ValueError(f"singular_values has shape {singular_values.shape}, expected (r,), r ≥ 1")
     if not is_traced(singular_values) and np.any(np.asarray(singular_values) < 0):
         raise ValueError(f"singular_values is {singular_values}, expected non-negative numbers")
     r = len(singular_values)
-    if r > min(shape):
+    if r > min(d_out, d_in):
         raise ValueError(f"{r} singular values do not fit a {d_out}×{d_in} matrix")
     key_left, key_right = jax.random.split(key)
     haar = jax.nn.initializers.orthogonal()

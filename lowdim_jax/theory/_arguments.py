@@ -7,6 +7,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from lowdim_jax._arrays import as_count
+
 
 def cast(*values: ArrayLike) -> list[Array]:
     """Arrays of one inexact data type, which is that of the most precise argument."""
@@ -21,8 +23,7 @@ def broadcast(*values: ArrayLike) -> list[Array]:
 
 
 def check_integer(name, value, *, least):
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value}, expected an integer of at least {least}")
+    as_count(name, value, least=least)
 
 
 def check(name, value, holds, expected):
