@@ -133,8 +133,16 @@ def as_count(name: str, value: Any, /, *, least: int | None = None) -> int:
     except TypeError:
         raise ValueError(f"{name}={short(value)}, expected {expected}") from None
     if least is not None and number < least:
-        raise ValueError(f"{name}={number}, expected {expected}")
+        raise ValueError(f"{name}={number}, expected at least {least}")
     return number
+
+
+def as_integer(name: str, value: Any, /, *, least: int) -> int:
+    """As `as_count`, with one sentence for what is no integer and for what is too small."""
+    try:
+        return as_count(name, value, least=least)
+    except ValueError:
+        raise ValueError(f"{name}={short(value)}, expected an integer of at least {least}") from None
 
 
 def as_shape(name: str, shape: Any, /) -> tuple[int, int]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lowdim_jax._host import on_host
+from lowdim_jax._host import is_traced, on_host
 from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import LowRank, as_matrix, estimate_rank, is_sparse, leading_svd
 from lowdim_jax.networks import Weights, compressed_widths
@@ -60,6 +61,8 @@ def compress(
         _, rank, *_ = compressed_widths(*source.shape, depth=depth, rank=rank)
     with jax.ensure_compile_time_eval() if rank is None else nullcontext():
         matrix = source.surrogate(rank) if isinstance(source, Problem) else leading_svd(source, rank)
+        if not is_traced(matrix) and not np.any(on_host(matrix.singular_values)):
+            raise ValueError("surrogate is zero: there is no component to start from")
         if rank is None:
             error_of = getattr(source, "surrogate_error", None)
             noise = None if error_of is None else float(error_of())
@@ -76,6 +79,7 @@ def loss_surrogate(
     is the target, for sensing `Σ y_i A_i`, for completion the observed entries filled with zeros.
 
     >>> import jax.numpy as jnp
+import numpy as np
     >>> loss_surrogate(lambda matrix: jnp.sum((matrix - 2.0) ** 2), (1, 2))
     Array([[4., 4.]], dtype=float32)
     """

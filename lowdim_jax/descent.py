@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lowdim_jax._arrays import as_count
 from lowdim_jax._host import as_pytree, is_traced
 from lowdim_jax.optimizers import GradientDescent
 from lowdim_jax.problems.base import Problem, loss_of, max_learning_rate
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
+
+MOST_STEPS = 2**31 - 1
+"""Largest number that a step number, of 32 bits, can be."""
 
 
 class DescentState(NamedTuple):
@@ -101,7 +105,8 @@ def gradient_descent(
     Raises
     ------
     ValueError
-        If `steps` is negative, or `record_every` or `callback_every` is below one.
+        If `steps` is negative, `record_every` or `callback_every` is below one, one of them is no integer
+        or too large to count in 32 bits, or `tolerance` is NaN.
 
     Notes
     -----
@@ -120,14 +125,10 @@ def gradient_descent(
     >>> print(run.steps, np.asarray(run.losses).round(3))
     [ 0 20 40] [9.94 0.   0.  ]
     """
-    for name, value, least in (
-        ("steps", steps, 0),
-        ("record_every", record_every, 1),
-        ("callback_every", callback_every, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value}, expected at least {least}")
-    tolerance = -jnp.inf if tolerance is None else tolerance
+    steps, record_every = checked_steps(steps, record_every)
+    if callback_every is not None:
+        callback_every = as_count("callback_every", callback_every, least=1)
+    tolerance = -jnp.inf if tolerance is None else checked_tolerance(tolerance)
     rule = optimizer if isinstance(optimizer, GradientDescent) else _Static(optimizer)
     run = partial(_run, per_step=per_step)
     settings = (as_pytree(loss_of(objective)), rule, None if observe is None else as_pytree(observe))
@@ -153,6 +154,7 @@ def gradient_descent(
         if stopped and status == Status.COMPLETED:
             status = Status.STOPPED
         status = jax.device_put(np.int32(status))
+    history = _blank_rest(history)
     trajectory = Trajectory(
         losses=history.losses,
         observed=history.observed,
@@ -188,11 +190,49 @@ def take_step(
     return DescentState(number, weights, optimizer_state, value, gradient)
 
 
+def checked_steps(
+    steps: int, between: int, name: str = "record_every", /, *, least: int = 0
+) -> tuple[int, int]:
+    """Numbers of steps in all and between two events as Python's integers, which 32 bits can count.
+
+    Raises
+    ------
+    ValueError
+        Naming the one that is no integer, too small or too large.
+    """
+    steps = as_count("steps", steps, least=least)
+    between = min(as_count(name, between, least=1), max(steps, 1))
+    if steps + between > MOST_STEPS:
+        raise ValueError(f"steps={steps} and {name}={between}, expected at most {MOST_STEPS} together")
+    return steps, between
+
+
+def checked_tolerance(tolerance):
+    """The tolerance; `ValueError` if it is concrete and NaN, which no loss would be above."""
+    if not is_traced(tolerance) and np.isnan(np.asarray(tolerance)).any():
+        raise ValueError(f"tolerance={tolerance}, expected a number")
+    return tolerance
+
+
 def _no_records(observe, state: DescentState, *, rows: int) -> _History:
-    columns = jax.tree.map(
-        lambda leaf: np.full((rows, *leaf.shape), blank(leaf.dtype)), jax.jit(_row).eval_shape(observe, state)
+    columns = jax.tree.map(  # no NaN, which JAX_DEBUG_NANS would take for one of the run
+        lambda leaf: jax.device_put(np.zeros((rows, *leaf.shape), leaf.dtype)),
+        jax.jit(_row).eval_shape(observe, state),
     )
     return _History(jax.device_put(np.int32(0)), *columns)
+
+
+def _blank_rest(history: _History) -> _History:
+    """A traced history with rows that hold no record left blank; a concrete one is cut to its records."""
+    if not is_traced(history.rows):
+        return history
+    count, *columns = history
+
+    def rest(column):
+        unused = jnp.arange(len(column), dtype=count.dtype) >= count
+        return jnp.where(unused.reshape(-1, *(1,) * (column.ndim - 1)), blank(column.dtype), column)
+
+    return _History(count, *jax.tree.map(rest, columns))
 
 
 def _run(*arguments, per_step: bool):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from lowdim_jax._arrays import as_count, as_floats
 from lowdim_jax._host import as_pytree, is_traced
 from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
 from lowdim_jax.networks import roles
@@ -61,8 +62,8 @@ def gradient_flow(
     rtol, atol
         Error per step allowed, relative to the size of a row or column of a layer (of an entry, where a
         layer is a vector) and absolute. `atol` is by default `rtol / 10` times the root mean square of
-        the smallest initial layer: the wait on a plateau depends on the *relative* accuracy of
-        components that are still tiny.
+        the smallest initial layer that is not zero: the wait on a plateau depends on the *relative*
+        accuracy of components that are still tiny.
     max_steps
         Step budget, rejected steps included; by default 200,000 explicit or 50,000 implicit ones.
     observe
@@ -99,10 +100,11 @@ def gradient_flow(
         raise ValueError(f"solver={solver!r}, expected 'auto', 'explicit' or 'implicit'")
     if not is_traced(rtol) and not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol}, expected a relative tolerance between 0 and 1")
-    if max_steps is not None and max_steps < 1:
-        raise ValueError(f"max_steps={max_steps}, expected at least 1")
+    if atol is not None and not is_traced(atol) and not 0 <= atol < np.inf:
+        raise ValueError(f"atol={atol}, expected a non-negative finite tolerance")
+    max_steps = None if max_steps is None else as_count("max_steps", max_steps, least=1)
+    times = as_floats("times", times)
     end = times[-1]
-    times = jnp.asarray(times)
     rate = _fastest_rate(objective, weights, alpha, end)
     if solver == "auto":
         predicted = 0.0 if rate is None else float(end) * rate / _STABILITY_INTERVAL
@@ -134,8 +136,9 @@ def gradient_flow(
 def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, max_steps):
     y0, unravel = ravel_pytree(weights)
     rates = _rates(weights, alpha, y0.dtype)
-    smallest = jnp.min(jnp.stack([rms(layer) for layer in jax.tree.leaves(weights)]))
-    atol = rtol * smallest / 10 if atol is None else atol
+    sizes = jnp.stack([rms(layer) for layer in jax.tree.leaves(weights)])
+    smallest = jnp.min(jnp.where(sizes > 0, sizes, jnp.inf))  # a layer may start at zero, as LoRA's does
+    atol = rtol * jnp.where(jnp.isfinite(smallest), smallest, 1) / 10 if atol is None else atol
 
     def scale(y):
         return atol + rtol * ravel_pytree(jax.tree.map(_entry_size, unravel(y)))[0]

@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # which loads its parts on first use
 from jaxtyping import Array, Float
 
-from lowdim_jax._arrays import as_floats
+from lowdim_jax._arrays import as_floats, check_finite  # noqa: F401 (of matrices, by this name, too)
 from lowdim_jax._host import as_array, is_traced, on_host
 
 
@@ -284,15 +284,23 @@ def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
         columns are not orthonormal or whose singular values are not descending.
     """
     if isinstance(matrix, LowRank):
-        return _checked_factors(name, matrix)
+        return as_factors(name, matrix)
     matrix = as_floats(name, matrix)
     if matrix.ndim != 2 or matrix.size == 0:
         raise ValueError(f"{name} has shape {matrix.shape}, expected a non-empty matrix")
     return matrix
 
 
-def _checked_factors(name: str, matrix: LowRank) -> LowRank:
-    """A `LowRank`, which a caller may have made by hand."""
+def as_factors(name: str, matrix: LowRank, /) -> LowRank:
+    """A `LowRank` that a caller may have made by hand, checked where it is concrete.
+
+    Raises
+    ------
+    ValueError
+        If the columns are not orthonormal, or the singular values not descending and non-negative.
+    """
+    if not isinstance(matrix, LowRank):
+        raise ValueError(f"{name} is a {type(matrix).__name__}, expected a LowRank: linalg.svd makes one")
     parts = {part: getattr(matrix, part) for part in ("left", "singular_values", "right")}
     parts = {part: as_floats(f"{name}'s {part}", value) for part, value in parts.items()}
     shapes = [value.shape for value in parts.values()]

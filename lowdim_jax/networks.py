@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lowdim_jax._arrays import as_count
+from lowdim_jax._arrays import as_count, as_integer
 from lowdim_jax._host import is_traced
 from lowdim_jax._triplets import checked_indices
 
@@ -241,7 +241,7 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
 
 def check_depth(depth: int, /, *, least: int = 1) -> int:
     """The depth as Python's `int`; `ValueError` unless it is an integer of at least `least`."""
-    return as_count("depth", depth, least=least)
+    return as_integer("depth", depth, least=least)
 
 
 def entries(

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from lowdim_jax._host import is_traced
 from lowdim_jax.networks import roles
 
 
@@ -33,6 +35,11 @@ class GradientDescent:
     nesterov
         Whether the momentum is Nesterov's. Static.
 
+    Raises
+    ------
+    ValueError
+        If a concrete number is negative or not finite, or `nesterov` is given without `momentum`.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp, lowdim_jax as ld
@@ -48,6 +55,16 @@ class GradientDescent:
     momentum: Any = None
     weight_decay: Any = None
     nesterov: bool = field(default=False, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "alpha", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if isinstance(value, int | float | np.ndarray | np.generic | jax.Array) and not is_traced(value):
+                numbers = np.asarray(value)
+                if not np.all((numbers >= 0) & np.isfinite(numbers)):
+                    raise ValueError(f"{name}={value}, expected a finite number, at least 0")
+        if self.nesterov and self.momentum is None:
+            raise ValueError("nesterov=True without a momentum, expected momentum=β beside it")
 
     def _direction(self) -> optax.GradientTransformation:
         parts = [optax.identity()]

@@ -23,6 +23,7 @@ import optax
 from jaxtyping import Array, Float
 
 from lowdim_jax import _isometries
+from lowdim_jax._arrays import check_finite
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, estimate_rank, frobenius_norm, svd

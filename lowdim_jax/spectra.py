@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lowdim_jax.linalg import LowRank, svd, thin_svd
+from lowdim_jax.linalg import LowRank, as_factors, svd, thin_svd
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors, widths
 
 
@@ -71,7 +71,8 @@ def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
     """Singular values `σ_i` and alignments `|⟨u_i, u*_i⟩|, |⟨v_i, v*_i⟩|` with a rank-`r` target.
 
     Components are matched by order, so this is meaningless where singular values coincide, as they
-    do at an orthogonal initialization (docs/theory.md 6).
+    do at an orthogonal initialization (docs/theory.md 6). Components that a network narrower than the
+    target cannot have are zeros: size and alignments.
 
     Examples
     --------
@@ -80,13 +81,17 @@ def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
     >>> alignment((jnp.array([[1.0, 0.0], [1.0, 0.0]]),), target).left.round(4)  # cos 45°
     Array([0.7071], dtype=float32)
     """
+    target = as_factors("target", target)
     check_fits(weights, target.shape)
     parts = network_svd(weights).truncate(len(target.singular_values))
-    return Alignment(
+    there = len(parts.singular_values)
+    found = (
         parts.singular_values,
-        jnp.abs(jnp.sum(parts.left * target.left, axis=0)),
-        jnp.abs(jnp.sum(parts.right * target.right, axis=0)),
+        jnp.abs(jnp.sum(parts.left * target.left[:, :there], axis=0)),
+        jnp.abs(jnp.sum(parts.right * target.right[:, :there], axis=0)),
     )
+    missing = len(target.singular_values) - there
+    return Alignment(*(jnp.pad(part, (0, missing)) for part in found) if missing else found)
 
 
 def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"]:
@@ -102,6 +107,7 @@ def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"
     >>> modes((jnp.diag(jnp.array([1.5, 1e-6])),), target)
     Array([1.5e+00, 1.0e-06], dtype=float32)
     """
+    target = as_factors("target", target)
     check_fits(weights, target.shape)
     if len(weights) == 1:
         return jnp.einsum("ir,ij,jr->r", target.left, weights[0], target.right)
@@ -215,8 +221,9 @@ def stable_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
     >>> stable_rank(jnp.array([2.0, 1.0]))
     Array(1.25, dtype=float32)
     """
-    largest = jnp.max(sigma, axis=-1)
-    return jnp.sum(sigma**2, axis=-1) / jnp.where(largest > 0, largest, 1) ** 2
+    largest = jnp.max(sigma, axis=-1, keepdims=True)
+    relative = sigma / jnp.where(largest > 0, largest, 1)  # whose squares do not vanish
+    return jnp.sum(relative**2, axis=-1)
 
 
 def _like(targets: jax.Array, sigma: jax.Array) -> jax.Array:

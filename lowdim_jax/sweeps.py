@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowdim_jax._arrays import as_count
 from lowdim_jax._host import as_pytree
-from lowdim_jax.descent import DescentState, initial_state, take_step
+from lowdim_jax.descent import DescentState, checked_steps, checked_tolerance, initial_state, take_step
 from lowdim_jax.optimizers import GradientDescent
 from lowdim_jax.problems.base import Problem, loss_of
 
@@ -99,9 +100,8 @@ def sweep(
     """
     if lanes is None:
         lanes = 1 if jax.default_backend() == "cpu" else 64
-    for name, value in (("steps", steps), ("lanes", lanes), ("check_every", check_every)):
-        if value < 1:
-            raise ValueError(f"{name}={value}, expected at least 1")
+    steps, check_every = checked_steps(steps, check_every, "check_every", least=1)
+    lanes, tolerance = as_count("lanes", lanes, least=1), checked_tolerance(tolerance)
     loss = as_pytree(loss_of(objective))
     count = len(jax.tree.leaves(weights)[0])
     optimizer = jax.tree.map(lambda number: np.broadcast_to(np.asarray(number), (count,)), optimizer)

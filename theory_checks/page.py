@@ -80,7 +80,7 @@ def spread(entry: Entry) -> str:
     errors = [math.inf if error == "nan" else float(error) for error in entry["errors_by_seed"]]
     clock = " Measured with a clock: it differs from run to run." if entry["timed"] else ""
     if len(errors) == 1:
-        return f"One run, whatever the number of seeds.{clock}"
+        return f"One number for all seeds: a mean, an extreme, or a run that needs none.{clock}"
     least, middle, most = (number(q, 2) for q in (min(errors), median(errors), max(errors)))
     return f"Errors of {len(errors)} seeds: {least} to {most}, median {middle}.{clock}"
 

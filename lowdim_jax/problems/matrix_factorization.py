@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import is_traced, on_host
@@ -73,7 +73,8 @@ def factorization(target, /) -> Factorization:
     >>> ld.factorization(target).shape  # factored: 5000 × 4000 numbers are never formed
     (5000, 4000)
     """
-    if isinstance(target, tuple | list) and len(target) == 3 and jnp.ndim(target[0]) == 2:
+    factors = isinstance(target, tuple) or (isinstance(target, list) and np.ndim(target[:1]) == 3)
+    if factors and len(target) == 3:
         target = low_rank(*target)
     target = as_matrix("target", target)
     norm = frobenius_norm(on_host(target))

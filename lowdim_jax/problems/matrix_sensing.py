@@ -202,8 +202,10 @@ def _draw(key: jax.Array, m: int, shape: tuple[int, int], dtype):
 def _operator(measurements, shape) -> _Stack | _Pair:
     if isinstance(measurements, tuple) and len(measurements) == 2 and all(map(callable, measurements)):
         apply, adjoint = map(as_pytree, measurements)
-        return _Pair(apply, adjoint, as_shape("shape beside a pair of functions", shape))
-    stack = as_floats("measurements", measurements)
+        return _Pair(apply, adjoint, as_shape("shape", shape))
+    stack = as_floats("measurements", measurements, finite=False)
+    if not is_traced(stack) and not jnp.isfinite(stack).all():  # a reduction: no copy of the stack
+        raise ValueError("measurements has entries that are NaN or infinite")
     if stack.ndim != 3 or stack.size == 0:
         raise ValueError(
             f"measurements has shape {stack.shape}, expected (m, d_out, d_in), or a pair of functions"

@@ -7,7 +7,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from lowdim_jax._arrays import as_count
+from lowdim_jax._arrays import as_integer
 
 
 def cast(*values: ArrayLike) -> list[Array]:
@@ -23,7 +23,7 @@ def broadcast(*values: ArrayLike) -> list[Array]:
 
 
 def check_integer(name, value, *, least):
-    as_count(name, value, least=least)
+    as_integer(name, value, least=least)
 
 
 def check(name, value, holds, expected):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lowdim_jax._triplets import checked_indices
 from lowdim_jax.nn.reference.data import Images
 
 
@@ -60,7 +62,8 @@ def train(
     Raises
     ------
     ValueError
-        If there are fewer images than a batch takes, or `record_every` is below 1.
+        If there are fewer images than a batch takes, `record_every` is below 1, or a label is not one of
+        the model's classes.
 
     Examples
     --------
@@ -77,6 +80,8 @@ def train(
         raise ValueError(f"record_every={record_every}, expected at least 1")
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    logits: Any = nnx.eval_shape(lambda model, images: model(images), model, images[:1])
+    checked_indices("labels", data.labels, logits.shape[-1])
     batches = _batches(len(labels), batch_size, seed)
     yield 0
     for done in range(0, steps, record_every):
