@@ -100,6 +100,8 @@ def gradient_flow(
         raise ValueError(f"solver={solver!r}, expected 'auto', 'explicit' or 'implicit'")
     if not is_traced(rtol) and not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol}, expected a relative tolerance between 0 and 1")
+    if not is_traced(alpha) and not np.all((np.asarray(alpha) >= 0) & np.isfinite(alpha)):
+        raise ValueError(f"alpha={alpha}, expected a finite number, at least 0")
     if atol is not None and not is_traced(atol) and not 0 <= atol < np.inf:
         raise ValueError(f"atol={atol}, expected a non-negative finite tolerance")
     max_steps = None if max_steps is None else as_count("max_steps", max_steps, least=1)
