@@ -49,3 +49,26 @@ def test_the_examples_of_a_page_run_in_order(page, tmp_path):
         check=False,
     )
     assert done.returncode == 0, f"{page.name}, by its line numbers:\n{done.stderr[-3000:]}"
+
+
+def test_tables_and_reference_pages_are_those_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    import generate
+
+    stale = [
+        path.name
+        for path, text in generate.pages().items()
+        if not path.exists() or path.read_text("utf-8") != text
+    ]
+    assert stale == [], "run python docs/site/generate.py"
+    on_pages = {
+        name for page in generate.PAGES for names in generate.modules(page).values() for name in names
+    }
+    assert {"compress", "fit", "mode_time", "CompressedLinear", "sharded_completion", "check"} <= on_pages
+
+
+def test_the_readme_is_two_screens_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text.count("\n") <= 120
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
