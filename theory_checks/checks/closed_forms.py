@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowdim_jax import theory
+from lowdim_jax.linalg import LowRank
 from theory_checks.pairs import evidence_of
-from theory_checks.reference import modes, networks
+from theory_checks.reference import modes, networks, originals
+from theory_checks.reference.random_matrices import haar
 from theory_checks.registry import Evidence, check
 from theory_checks.setting import Setting
 
@@ -17,6 +19,13 @@ SCALE = 0.6
 ALPHAS = (0.4, 1.0, 3.0)
 TARGETS = (3.0, 0.9, 0.02, 0.0)
 """Rising at every depth, rising or falling, falling, and zero."""
+
+TWO_CYCLES = {
+    2: (5**0.5 - 1, 1.5 * 3**0.5 - 1),
+    3: (1.2446073928393174, 1.83049813806697053),
+    4: (1.24716927243634411, 1.98928907702636229),
+}
+"""Up to where the two-cycle attracts, and where a run from a small start changes sign (5.3)."""
 
 mode_time, fit_time = cache(modes.mode_time), cache(modes.fit_time)
 mode_values, two_cycle = cache(modes.mode_values), cache(modes.two_cycle)
@@ -168,6 +177,7 @@ def stability_formulas(setting: Setting, /, *, extra_depth=0) -> Evidence:
     for depth in (2, 3, 4):
         assumed = depth + extra_depth
         pairs[f"rates of singular values, L = {depth}"] = _singular_value_rates(cast, depth, assumed)
+    pairs |= _off_the_minimum(cast, extra_depth) | _of_originals(setting, extra_depth)
     return evidence_of(
         pairs,
         tolerance=setting.rounding(300) if setting.dtype == "float32" else 1e-7,
@@ -197,3 +207,72 @@ def _singular_value_rates(cast, depth: int, assumed: int) -> tuple[np.ndarray, j
         cast(s), cast(u), cast(vt.T), cast(target - networks.product(weights)), depth=depth
     )
     return (sides[0] - sides[1]) / (2 * h), formula
+
+
+def _off_the_minimum(cast, extra: int) -> dict:
+    """Sharpness of a mode that has not arrived, and where the two-cycle ends: a Hessian's, and numbers."""
+    pairs = {}
+    for depth in (2, 3, 4):
+        assumed, value, goal = depth + extra, 1.8, 2.0
+        weights = [np.array([[value ** (1 / assumed)]])] * assumed
+        exact = networks.top_curvature(networks.factorization([[goal]]), weights)
+        found = theory.training_sharpness(cast(value), cast(goal), depth=depth)
+        pairs[f"sharpness off the minimum, L = {depth}"] = exact, found
+    for depth, (limit, change) in TWO_CYCLES.items():
+        limit, change = TWO_CYCLES.get(depth + extra, (0.0, 0.0))
+        pairs[f"limit of the two-cycle, L = {depth}"] = limit, theory.two_cycle_limit(depth)
+        pairs[f"first change of sign, L = {depth}"] = change, theory.first_sign_change(depth)
+    return pairs
+
+
+def _of_originals(setting: Setting, extra: int) -> dict:
+    """The bulk, escape ratios, the surrogate's angle and the flow of two layers, beside loops and SciPy."""
+
+    def cast(value):
+        return jnp.asarray(value, setting.dtype)
+
+    pairs: dict = {}
+    for depth in (1, 2, 3):
+        exact = originals.bulk(0.8, depth=depth + extra, rate=0.1, steps=6, decay=0.3)[:, 0]
+        how = {"depth": depth, "learning_rate": cast(0.1), "steps": 6, "weight_decay": cast(0.3)}
+        pairs[f"bulk, L = {depth}"] = exact, theory.bulk_descent(cast(0.8), **how)
+    pairs["bulk without decay"] = (
+        originals.bulk(0.8, depth=3 + extra, rate=0.1, steps=6)[:, 0],
+        theory.bulk_descent(cast(0.8), depth=3, learning_rate=cast(0.1), steps=6),
+    )
+    pairs["delay at L = 2"] = originals.two_layer_delay(1.3), theory.escape_delay(cast(1.3))
+    for depth, digits in ((3, 6), (4, 6), (5, 4)):
+        pairs[f"escape ratio, L = {depth}"] = (
+            originals.ESCAPE_RATIOS.get(depth + extra, 0.0), round(theory.escape_ratio(depth), digits)
+        )  # fmt: skip
+    rng = np.random.default_rng(1)
+    left, right, sigma = haar(rng, 6, 2), haar(rng, 5, 2), np.array([2.0, 0.7])
+    target = LowRank(cast(left), cast(sigma), cast(right))
+    for name, given in (("measurements", 900), ("observed", 0.8)):
+        exact = _rms_sine(left, sigma, right, **{name: given})
+        pairs[f"angle of the surrogate, {name}"] = exact, theory.surrogate_angle(target, **{name: given})
+    first, last = haar(rng, 3), haar(rng, 4, 3)
+    weights, goal, times = [0.4 * first, 0.4 * last], rng.standard_normal((4, 3)), [0.3, 1.0, 4.0]
+    history = networks.flow(networks.factorization(goal), weights, times, rtol=1e-11)
+    flow = theory.two_layer_flow(cast(times), cast(weights[0]), cast(weights[1]), cast(goal))
+    pairs["flow of two layers"] = np.array([b @ a for a, b in history]), flow[0]
+    pairs["its inner Gram matrix"] = np.array([a.T @ a for a, _ in history]), flow[1]
+    pairs["its outer Gram matrix"] = np.array([b @ b.T for _, b in history]), flow[2]
+    residual = networks.product(history[-1]) - goal
+    _, (inner, outer) = networks.loss_and_gradients(networks.factorization(goal), history[-1])
+    kernel = np.asarray(theory.tangent_kernel(flow[1], flow[2]))[-1]
+    speed = history[-1][1] @ inner + outer @ history[-1][0]
+    pairs["tangent kernel"] = speed, np.einsum("aibj,bj->ai", kernel, residual)
+    return pairs
+
+
+def _rms_sine(left, sigma, right, *, measurements=None, observed=None) -> float:
+    """`√ Σ_i σ_i⁻² Σ_ab (1 − ‖U_a‖²) Γ_ab v_ib²`, entry by entry (1.7)."""
+    dense, total = left * sigma @ right.T, 0.0
+    for i, s in enumerate(sigma):
+        for a in range(len(left)):
+            for b in range(len(right)):
+                entry = dense[a, b] ** 2 * (1 - observed) / observed if observed else 0.0
+                variance = np.sum(sigma**2) / measurements if measurements else entry
+                total += (1 - np.sum(left[a] ** 2)) * variance * right[b, i] ** 2 / s**2
+    return float(np.sqrt(total))
