@@ -166,13 +166,13 @@ def require_room(setting: Setting) -> None:
         )
 
 
-def require_observations(setting: Setting, count: float, least: float = 1.5) -> None:
-    """Raise `NotApplicable` if there are too few measurements for `r (d_out + d_in − r)` unknowns."""
-    unknowns = setting.rank * (sum(setting.shape) - setting.rank)
-    if count < least * unknowns:
+def require_small_overlap(setting: Setting) -> None:
+    """Raise `NotApplicable` unless `r² ≤ d`, `r²/d` the squared overlap of a random start (3.4)."""
+    rank, d = setting.rank, min(setting.shape)
+    if rank**2 > d:
         raise NotApplicable(
-            f"{count:.0f} measurements are fewer than {least:g} times the {unknowns} unknowns of a matrix of "
-            f"shape {setting.shape} and rank {setting.rank}"
+            f"r² = {rank**2} is more than d = {d}: the start overlaps with the target, so that components of "
+            "the original network do not rise one by one"
         )
 
 

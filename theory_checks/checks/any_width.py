@@ -15,18 +15,21 @@ from theory_checks.registry import Evidence, check
 from theory_checks.runs import per_seed
 from theory_checks.setting import Setting
 
+SAMPLED = "square, drawn reduced"
 CHAINS = {
     "d_out < d_in": (30, 30, 30, 20),
     "d_out > d_in": (20, 30, 30, 30),
     "bottleneck": (30, 20, 20, 30),
+    SAMPLED: (12, 12, 12, 12),
 }
 """Widths, input to output, whose layers are not all square."""
 
 
 @check(
     "rectangular-reduction",
-    claim="With a rectangular end layer 3r dimensions suffice, in both orientations and at bottlenecks.",
-    source="3.5",
+    claim="With a rectangular end layer 3r dimensions suffice, in both orientations and at bottlenecks; a "
+    "network drawn without any large matrix is the one it is lifted to.",
+    source="3.4, 3.5",
     controls={
         "Gaussian instead of orthogonal initialization": {
             "init": "gaussian", "chains": {"d_out < d_in": CHAINS["d_out < d_in"]},
@@ -43,8 +46,9 @@ def rectangular_reduction(
     rule = ld.GradientDescent(rate, weight_decay=decay)
     errors, predicted, measured = [], {}, {}
     for name, spaces in chains.items():
+        run = _reduced_sample if name == SAMPLED else _reduced_chain
         target, weights, lifted, bases = per_seed(
-            _reduced_chain, setting, {"sigma": sigma, "rule": rule}, spaces=spaces, init=init
+            run, setting, {"sigma": sigma, "rule": rule}, spaces=spaces, init=init
         )
         widths = np.array([basis.shape[-1] for basis in bases])
         expected = np.array(originals.core_widths(spaces, rank))
@@ -68,6 +72,18 @@ def rectangular_reduction(
         predicted=predicted | {"difference": 0},
         measured=measured,
     )
+
+
+def _reduced_sample(_, key, *, sigma, rule, spaces, init):
+    """The same of a square network that is drawn reduced: in its own coordinates it starts at ε I."""
+    del init
+    *_, d = spaces
+    reduction = ld.sample(key, d, sigma, depth=len(spaces) - 1, scale=SCALE)
+    small = ld.reduced_descent(reduction, rule, steps=STEPS, record_every=STEPS)
+    inner = reduction.problem.target
+    target = reduction.bases[-1] @ inner.dense() @ reduction.bases[0].T
+    start = (SCALE * jnp.eye(d, dtype=sigma.dtype),) * (len(spaces) - 1)
+    return target, start, reduction.lift(small.weights), reduction.bases
 
 
 def _reduced_chain(_, key, *, sigma, rule, spaces, init):

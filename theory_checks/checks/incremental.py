@@ -15,6 +15,7 @@ from theory_checks.runs import (
     original,
     per_seed,
     require_distinct,
+    require_small_overlap,
     steps_to_fit,
 )
 from theory_checks.setting import Setting
@@ -103,7 +104,9 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal") -> Evidence:
     starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
     fitted = per_seed(_fit_both, setting, {"rate": rate}, starts=starts, steps=steps, every=every)
     measured, predicted, values, small = (np.asarray(part) for part in fitted)
-    errors = np.max(np.abs(measured / predicted - 1), axis=1)
+    never = np.isinf(predicted)  # within this run: then the full network must not fit it either
+    ratios = np.where(never, 1.0, measured) / np.where(never, 1.0, predicted)
+    errors = np.where(np.any(never != np.isinf(measured), axis=1), np.inf, np.max(np.abs(ratios - 1), axis=1))
     return Evidence(
         errors=errors,
         tolerance=2 * every * rate / float(np.min(predicted)) if np.isfinite(np.min(predicted)) else 0.02,
@@ -142,6 +145,7 @@ def _fit_both(target, weights, *, rate, steps, every):
 )
 def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     require_distinct(setting)
+    require_small_overlap(setting)
     targets = _separated(setting.targets)
     sigma = targets.singular_values
     rate = 0.5 * edge(setting, depth=DEPTH)

@@ -132,6 +132,7 @@ def _curvatures(target, key, *, rate, depth, rank, scale, steps, every):
     rests_on=("theorem", "library"),
 )
 def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidence:
+    require_distinct(setting)
     depth, records = 3, 60
     rate = 0.3 * edge(setting, depth=depth)
     every = -(-steps_to_fit(setting, rate, depth=depth, scale=SCALE) // records)
