@@ -81,4 +81,9 @@ with jax.set_mesh(mesh):
     before = float(loss(model, x))
     optimizer.update(model, nnx.grad(loss, argnums=nnx.DiffState(0, nn.DeltaParam))(model, x))
     report["decrease"] = before - float(loss(model, x))
+    # Batch and positions split over both axes of the mesh, features whole: nothing has to travel.
+    layer = nn.CompressedLinear(16, 16, rank=4, rngs=nnx.Rngs(1))
+    graph, state = nnx.split(layer)
+    x = jax.device_put(jnp.ones((8, 4, 16)), NamedSharding(mesh, P("data", "model", None)))
+    report["compressed"] = collectives(forward(graph), state, x)
 print(json.dumps(report))

@@ -275,6 +275,7 @@ def test_on_a_mesh_the_factors_lie_as_the_kernel_does_and_cost_no_further_collec
     assert report["gradient"]["largest"] < 16 * 32 / 2  # no dense gradient travels
     assert report["same"]
     assert report["decrease"] > 0
+    assert report["compressed"]["counts"] == {}
 
 
 # --- What matches, and ranks -------------------------------------------------------------------
