@@ -11,6 +11,7 @@ from lowdim_command import FAILED, INTERRUPTED, OK, Parser, new_parser, require_
 DEVICES = ("cpu", "gpu", "tpu")
 DTYPES = ("float64", "float32")
 SIZES = ("small", "paper", "large")
+MOST_SEEDS = 10_000
 OUT = Path("theory-checks-report")
 """Where a report goes, below the current folder, unless it is said."""
 
@@ -153,6 +154,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     require_writable(arguments.out)
+    if arguments.seeds > MOST_SEEDS:
+        raise ValueError(f"--seeds {arguments.seeds}, expected at most {MOST_SEEDS}")
     if arguments.rank is not None and arguments.target is None:
         raise ValueError("--rank is the rank kept of --target: give both")
     _configure_jax(arguments.device, arguments.dtype)

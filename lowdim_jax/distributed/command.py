@@ -6,6 +6,7 @@ they ended: JAX's runtime ends a process that has lost another one from outside 
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 import jax
 
 from lowdim_command import BAD_INPUT, FAILED, OK, Parser, new_parser, run
-from lowdim_jax._triplets import checked_triplets, merged
+from lowdim_jax._triplets import LARGEST_SIDE, checked_triplets, merged
 from lowdim_jax.distributed.rendezvous import Missing, meet, parse
 from lowdim_jax.distributed.shards import (
     Shards,
@@ -90,6 +91,11 @@ def _synthesize(arguments: argparse.Namespace) -> int:
     shape = arguments.rows, arguments.columns
     if min(*shape, arguments.rank, arguments.observations) < 1:
         raise ValueError("rows, columns, rank and observations are expected to be positive")
+    if max(shape) > LARGEST_SIDE or arguments.rank > min(shape) or arguments.observations > math.prod(shape):
+        raise ValueError(
+            f"rank={arguments.rank} and observations={arguments.observations} of a matrix of shape {shape}, "
+            f"expected at most its smaller side, its number of entries, and {LARGEST_SIDE} rows or columns"
+        )
     bounds = even_bounds(arguments.rows, arguments.shards)
     parts = synthesize(
         shape, bounds, rank=arguments.rank, observations=arguments.observations, seed=arguments.seed

@@ -210,9 +210,9 @@ def read_entries(path: Path, /) -> Entries:
     what = named(path)
     try:
         size = regular_file(path, what)
-        with np.load(path, allow_pickle=False) as file:
-            if sum(member.file_size for member in file.zip.infolist()) > MOST_PACKED * size:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > MOST_PACKED * size:
                 raise ValueError("it unpacks to far more than it holds")
-            return file["rows"], file["columns"], file["values"]
+            return arrays["rows"], arrays["columns"], arrays["values"]
     except Exception as error:  # archives raise errors of zip, zlib, LZMA and NumPy
         raise ValueError(f"{what} has no arrays rows, columns and values: {because(error)}") from error
