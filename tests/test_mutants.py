@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from theory_checks.selection import all_checks
+
 ROOT = Path(__file__).parents[1]
 
 # What is broken, file, text, its replacement, the checks that have to notice.
@@ -36,33 +38,33 @@ MUTANTS = [
      "return tuple(scale**2 * draw(", "block-structure"),
     ("surrogate's vectors in reversed order", "initialization",
      "left, right = parts.left[:, :rank], parts.right[:, :rank]",
-     "left, right = parts.left[:, :rank], parts.right[:, :rank][:, ::-1]", "dominance"),
+     "left, right = parts.left[:, :rank], parts.right[:, :rank][:, ::-1]", "scalar-map"),
     ("exponent of the mode law", "theory/_series", "jnp.exp((2 / depth - 1) * log_q)",
-     "jnp.exp((1 / depth - 1) * log_q)", "mode-trajectories"),
+     "jnp.exp((1 / depth - 1) * log_q)", "closed-forms"),
     ("depth in the mode law", "theory/_series", "constant - (log_p + series) / depth)",
-     "constant - (log_p + series) / (depth + 1))", "mode-trajectories"),
+     "constant - (log_p + series) / (depth + 1))", "closed-forms"),
     ("conserved quantity of discrepant rates", "theory/_mode", "a = jnp.where(slow, alpha, 1 /",
-     "a = jnp.where(slow, alpha**2, 1 /", "discrepant-modes"),
+     "a = jnp.where(slow, alpha**2, 1 /", "closed-forms"),
     ("discrepant descent map", "theory/_mode", "new_outer = outer + alpha * push",
      "new_outer = outer + 2 * push",
-     "scalar-map"),
+     "closed-forms"),
     ("small-scale exponent", "theory/modes", "mode.scale ** (2 - depth)", "mode.scale ** (1 - depth)",
-     "small-scale-law"),
+     "closed-forms"),
     ("plateaus without their half", "theory/modes", "targets[::-1] ** 2 / 2", "targets[::-1] ** 2",
-     "incremental-fitting"),
+     "stability-formulas"),
     ("singular value rate", "theory/conservation", "depth * sigma ** (2 - 2 / depth) * aligned",
-     "depth * sigma ** (2 - 1 / depth) * aligned", "singular-value-rate"),
+     "depth * sigma ** (2 - 1 / depth) * aligned", "stability-formulas"),
     ("exponent of the sharpness", "theory/stability", "depth * top ** (2 - 2 / depth)",
-     "depth * top ** (2 - 1 / depth)", "sharpness-at-minimum"),
+     "depth * top ** (2 - 1 / depth)", "stability-formulas"),
     ("exponent of α", "theory/stability", "min(1.0, 2 / depth)", "min(1.0, 1 / depth)", "edge-of-stability"),
     ("edge without its two", "theory/stability", "as_array(2 / on_host(", "as_array(1 / on_host(",
      "edge-of-stability"),
     ("two-cycle's exponent", "theory/stability", "return (1 + z ** (depth - 1))",
-     "return (1 + z ** depth)", "two-cycle"),
+     "return (1 + z ** depth)", "stability-formulas"),
     ("sign of the balance drift", "theory/conservation", "* (1 - drift**2)", "* (1 + drift**2)",
-     "balance-drift"),
+     "stability-formulas"),
     ("steps of a stiff run", "theory/stability", "return wait * sharpness(", "return wait / sharpness(",
-     "stiffness"),
+     "stability-formulas"),
     ("rates of the flow", "flow", 'by_role = {"outer": jnp.asarray(alpha, dtype)',
      'by_role = {"outer": jnp.ones((), dtype)', "discrepant-modes"),
     ("bulk forgotten in a layer", "reduction", "+ layer.bulk * live", "+ 0 * live", "lossless-reduction"),
@@ -89,13 +91,13 @@ MUTANTS = [
      "add_decayed_weights(self.weight_decay / 2)", "block-structure"),
     ("last layer counted as a middle one", "networks", "index in (0, last)",
      "index in (0, last + 1)", "edge-of-stability"),
-    ("product in single precision", "problems/base", "return jnp.sum((end_to_end(weights) - target) ** 2)",
-     'return jnp.sum((end_to_end(weights).astype("float32").astype(target.dtype) - target) ** 2)',
+    ("product in single precision", "problems/base", "return jnp.sum((end_to_end(weights) - dense(target)) ** 2)",
+     'return jnp.sum((end_to_end(weights).astype("float32").astype(target.dtype) - dense(target)) ** 2)',
      "matmul-precision"),
     ("modes of the transposed network", "spectra", "(a.T @ target.left) * (b @ target.right)",
      "(a.T @ target.right) * (b @ target.left)", "small-start"),
     ("fit time from the other side", "theory/modes", "jnp.where(above, 1 + share, 1 - share)",
-     "jnp.where(above, 1 - share, 1 + share)", "fit-times-compressed"),
+     "jnp.where(above, 1 - share, 1 + share)", "closed-forms"),
     ("inputs scaled instead of whitened", "problems/targets", "return left @ right\n",
      "return left @ (sigma[:, None] * right)\n", "whitened-data"),
     ("sensing loss without its half", "problems/matrix_sensing",
@@ -119,6 +121,22 @@ MUTANTS = [
      "return jax.grad(matrix_loss)", "nonlinear-steps-to-accuracy"),
     ("energies not squared", "nn/updates", "energies = update.singular_values**2",
      "energies = update.singular_values", "nonlinear-low-rank-updates"),
+    # What survived when a stranger broke the library.
+    ("identity for a Haar matrix", "initialization", "scale, dtype, jax.nn.initializers.orthogonal())",
+     "scale, dtype, lambda _, shape, dtype: jnp.eye(*shape, dtype=dtype))", "haar-layers"),
+    ("reduction to the whole space", "_isometries",
+     "chain = [jnp.linalg.qr(jnp.concatenate([forward[-1], backward[-1]], axis=1))[0]]",
+     "chain = [jnp.eye(len(forward[-1]), dtype=forward[-1].dtype)]", "rectangular-reduction"),
+    ("Nesterov's momentum ignored", "optimizers", "nesterov=self.nesterov", "nesterov=False",
+     "library-descent"),
+    ("α squared in the descent of a mode", "theory/_mode", "alpha = 1 if mode.alpha is None else mode.alpha",
+     "alpha = 1 if mode.alpha is None else mode.alpha**2", "closed-forms"),
+    ("small-scale law of depth 2", "theory/modes", "depth == 2:", "depth == 20:", "closed-forms"),
+    ("implicit solver too fast", "flow", "args: -end * rates * gradient(y)",
+     "args: -(1.02 if implicit else 1.0) * end * rates * gradient(y)", "flow-solvers"),
+    ("half a gradient of observed entries", "problems/matrix_completion",
+     "return value, (gradient_a, gradient_b)", "return value, (gradient_a, gradient_b / 2)",
+     "losses-and-gradients"),
 ]  # fmt: skip
 
 
@@ -140,6 +158,14 @@ def run_mutant(folder, module, text, replacement, checks):
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant[0].replace(" ", "-") for mutant in MUTANTS])
+def test_a_mutant_is_an_edit_of_one_place_and_has_a_check(mutant):
+    _, module, text, replacement, checks = mutant
+    assert (ROOT / "lowdim_jax" / f"{module}.py").read_text("utf-8").count(text) == 1
+    assert text != replacement
+    assert set(checks.split()) <= {check.name for check in all_checks()}
 
 
 @pytest.mark.mutants

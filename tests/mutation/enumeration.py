@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((Path(__file__).parent / "operators.toml").read_text("utf-8"))
+ARITHMETIC = {"term", "arith_expr", "power", "expr", "and_expr", "xor_expr", "shift_expr"}
+"""Kinds of nodes whose operators are arithmetic."""
 
 
 @dataclass(frozen=True, order=True)
@@ -57,6 +59,8 @@ def _of_module(module: str) -> Iterator[Mutant]:
         for node in nodes:
             for (line, column), _ in operator.mutation_positions(node):
                 why = next((why for span, why in unseen if span[0] <= (line, column) < span[1]), "")
+                if "Binary" in name and node.parent.type not in ARITHMETIC:
+                    why = "no program: a star or a slash of a parameter list"
                 yield Mutant(module, name, occurrence, line, lines[line - 1].strip(), why)
                 occurrence += 1
 

@@ -1,0 +1,77 @@
+"""The mutants made by machine: there are enough, each is another program, and the machinery can tell."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cosmic_ray")
+
+FOLDER = Path(__file__).parent / "mutation"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """`tests/mutation/run.py` as a module."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("mutation_run", FOLDER / "run.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def mutants(tool):
+    return tool.mutants()
+
+
+def test_there_are_thousands_of_mutants_and_those_nothing_can_show_are_told_apart(mutants):
+    assert len(mutants) > 3000
+    assert len({mutant.name for mutant in mutants}) == len(mutants)
+    assert {mutant.equivalent.partition(":")[0] for mutant in mutants} == {
+        "", "an annotation", "the wording of a message", "no program",
+    }  # fmt: skip
+    assert sum(bool(mutant.equivalent) for mutant in mutants) < len(mutants) / 10
+
+
+def test_a_mutant_is_a_program_that_differs_in_one_line(tool, mutants):
+    for mutant in [mutant for mutant in mutants if not mutant.equivalent][::300]:
+        before = (tool.ROOT / mutant.path).read_text("utf-8").splitlines()
+        after = mutant.source().splitlines()
+        ast.parse(mutant.source())
+        pairs = enumerate(zip(before, after, strict=True), 1)
+        assert [number for number, (a, b) in pairs if a != b] == [mutant.line], mutant
+
+
+def test_every_module_has_checks_and_tests_that_look_at_it_first(tool, mutants):
+    from theory_checks.selection import all_checks
+
+    names = {check.name for check in all_checks()}
+    for module in {mutant.module for mutant in mutants}:
+        key = module.partition("/")[0]
+        assert set(tool.SETTINGS["first"][key]) <= names, module
+        assert all((FOLDER.parent / name).exists() for name in tool.SETTINGS["tests"][key]), module
+
+
+def test_the_draw_is_the_same_every_time(tool, capsys):
+    for _ in range(2):
+        assert tool.main(["--sample", "3", "--list"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:3], capsys.readouterr().out
+    assert len(first) == 3
+    assert second == ""
+
+
+def test_results_are_read_back_and_scored(tool, tmp_path, capsys):
+    results = [{"name": str(k), "killed_by": by, "line": 1, "code": "x = 1"} for k, by in
+               enumerate(["a check", "an error", "no end", "a test", ""])]  # fmt: skip
+    tool._print_score(results)
+    told = capsys.readouterr().out
+    assert "5 mutants: 3 killed by checks (60%), 1 more by tests (80% together), 1 survived" in told
+    assert "4, line 1: x = 1" in told
