@@ -91,8 +91,10 @@ MUTANTS = [
      "add_decayed_weights(self.weight_decay / 2)", "block-structure"),
     ("last layer counted as a middle one", "networks", "index in (0, last)",
      "index in (0, last + 1)", "edge-of-stability"),
-    ("product in single precision", "problems/base", "return jnp.sum((end_to_end(weights) - dense(target)) ** 2)",
-     'return jnp.sum((end_to_end(weights).astype("float32").astype(target.dtype) - dense(target)) ** 2)',
+    ("product in single precision", "problems/base",
+     "return jnp.sum((end_to_end(weights) - dense(target)) ** 2)",
+     'product = end_to_end(weights).astype("float32").astype(target.dtype)\n'
+     "        return jnp.sum((product - dense(target)) ** 2)",
      "matmul-precision"),
     ("modes of the transposed network", "spectra", "(a.T @ target.left) * (b @ target.right)",
      "(a.T @ target.right) * (b @ target.left)", "small-start"),
