@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import LowRank, as_matrix, estimate_rank, is_sparse, leading_svd
 from lowdim_jax.networks import Weights, compressed_widths
 from lowdim_jax.problems.base import Problem
+
+FEW = 8
+"""Components of a surrogate that are looked at first, for those that stand above its noise."""
 
 
 def compress(
@@ -60,14 +63,75 @@ def compress(
     if rank is not None:
         _, rank, *_ = compressed_widths(*source.shape, depth=depth, rank=rank)
     with jax.ensure_compile_time_eval() if rank is None else nullcontext():
-        matrix = source.surrogate(rank) if isinstance(source, Problem) else leading_svd(source, rank)
+        if rank is None and isinstance(source, Problem):
+            rank = min(2 * len(visible_components(source).parts.singular_values), *source.shape)
+        matrix = _surrogate(source, rank)
         if not is_traced(matrix) and not np.any(on_host(matrix.singular_values)):
             raise ValueError("surrogate is zero: there is no component to start from")
         if rank is None:
-            error_of = getattr(source, "surrogate_error", None)
-            noise = None if error_of is None else float(error_of())
-            rank = min(2 * estimate_rank(matrix, atol=noise), *source.shape)
+            rank = min(2 * estimate_rank(matrix), *source.shape)
     return place(spectral(matrix, rank=rank, depth=depth, scale=scale))
+
+
+class Visible(NamedTuple):
+    """Components of a problem's surrogate that stand above its noise, one at least.
+
+    Attributes
+    ----------
+    parts
+        The components.
+    count
+        How many stand above, which may be none.
+    edge
+        The largest singular value that noise would have; None where the surrogate has no noise.
+    """
+
+    parts: LowRank
+    count: int
+    edge: float | None
+
+
+def visible_components(problem: Problem, /, *, margin: float = 1.0) -> Visible:
+    """Components of the surrogate above `margin` times the noise edge (docs/theory.md 1.7).
+
+    The edge is what random signs leave of the data, `problem.noise_edge()`. A large component hides small
+    ones, as signs keep its energy; where all entries are observed it is taken off, and the rest looked at
+    again. Where a problem has no edge, components above rounding count.
+    """
+    edge_of = getattr(problem, "noise_edge", getattr(problem, "surrogate_error", None))
+    if edge_of is None:
+        parts = problem.surrogate()
+        count = estimate_rank(parts)
+        return Visible(parts.truncate(count), count, None)
+    edge, wanted, most = float(edge_of()), FEW, min(problem.shape)
+    while True:
+        parts = problem.surrogate(min(wanted, most))
+        count = int(np.sum(np.asarray(parts.singular_values) > margin * edge))
+        if count < len(parts.singular_values) or wanted >= most:
+            break
+        wanted *= 4
+    if float(getattr(problem, "fraction", 0)) == 1:
+        parts = problem.surrogate()
+        count, edge = _deflated_count(problem, parts, count, edge, margin)
+    return Visible(parts.truncate(max(count, 1)), count, edge)
+
+
+def _deflated_count(problem: Any, parts: LowRank, count: int, edge: float, margin: float):
+    """Number of components where all entries are observed, and the edge below the last of them."""
+    values, most = np.asarray(parts.singular_values), estimate_rank(parts)
+    above = min(count, most)
+    while above > 0 and count < most:
+        left, right = parts.left[:, :count] * parts.singular_values[None, :count], parts.right[:, :count].T
+        edge = float(problem.residual((right, left)).noise_edge())
+        above = int(np.sum(values[count:most] > margin * edge))
+        count += above
+    return min(count, most), edge
+
+
+def _surrogate(problem: Any, rank: int | None) -> LowRank:
+    if isinstance(problem, Problem):
+        return problem.surrogate(rank)
+    return leading_svd(problem, rank)
 
 
 def loss_surrogate(

@@ -1,27 +1,41 @@
-"""Recovery from data alone: a compressed network trained without tuning, stopped and kept with care."""
+"""Recovery from data alone: a compressed network trained without tuning, stopped and closed with care."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from lowdim_jax._host import as_pytree, on_host
-from lowdim_jax._reading import named
-from lowdim_jax.compression import compress
+from lowdim_jax._host import as_array, as_pytree, on_host
+from lowdim_jax.checked_run import CheckedRun, fingerprint, progress_bar, same_run
+from lowdim_jax.closing import parts_of, value_of
+from lowdim_jax.compression import Visible, visible_components
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
-from lowdim_jax.networks import Weights, check_depth, widths
+from lowdim_jax.growing import (
+    EACH_HELD_OUT,
+    FEWEST,
+    HELD_OUT,
+    MARGIN,
+    MUCH,
+    NOISY_STALL,
+    Budget,
+    Stage,
+    choose,
+    generalized,
+    largest_rank,
+    stages,
+    zero_matrix,
+)
+from lowdim_jax.initialization import spectral
+from lowdim_jax.linalg import LowRank
+from lowdim_jax.networks import Weights, check_depth, compressed_widths, widths
 from lowdim_jax.optimizers import GradientDescent
-from lowdim_jax.problems.base import Problem, max_learning_rate, top_singular_value
+from lowdim_jax.problems.base import Problem
+from lowdim_jax.theory import stability
 from lowdim_jax.trajectory import Status
-
-if TYPE_CHECKING:
-    from lowdim_jax.checkpoints import Checkpoints
 
 EDGE_FRACTION = 0.5
 """Learning rate, as a fraction of the edge of stability of docs/theory.md 5.2."""
@@ -31,10 +45,8 @@ TOLERANCE = 1e-11
 """Loss at which training ends, as a fraction of the loss of the zero matrix."""
 PATIENCE = 0.5
 """How much longer than to its best validation loss a run goes on, as a fraction of that time."""
-
-
-LEAST_CHECKS = 10
-"""Checks without improvement that a run is granted at least."""
+SMALLEST = 2.0**-20
+"""Size of data below which, and above whose inverse, they are scaled."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +60,29 @@ class Fit:
     best_step
         The step they are from.
     steps, losses, validation
-        `(n,)`: step number, training loss and validation loss (NaN without one) at every check.
+        `(n,)`: step number, training loss and validation loss (NaN without one) at every check. After the
+        descent a row for every matrix that closing it found; its gradients count as steps.
     settings
         `depth`, `rank`, `scale`, `alpha`, `learning_rate` and `check_every`, as used.
     status
         How the run ended.
     message
-        The same in one sentence.
+        The same in words: how it ended, by how much the data are missed, the rank and why.
+    misfit
+        What the weights leave of the data, `‖𝒜(W) − y‖ / ‖y‖`: the square root of the loss over that of the
+        zero matrix.
+    converged
+        Whether the misfit is at the tolerance.
+    noisy
+        Whether what is left looks like noise, so that rank and steps were chosen on held-out data; None
+        where that was not looked at.
 
     Examples
     --------
     >>> import jax.numpy as jnp, lowdim_jax as ld
     >>> result = ld.fit(ld.factorization(jnp.diag(jnp.array([3.0, 2.0]))), depth=2, rank=2, steps=500)
-    >>> result.status.name, result.settings["rank"]
-    ('REACHED_TOLERANCE', 2)
+    >>> result.status.name, result.settings["rank"], result.converged
+    ('REACHED_TOLERANCE', 2, True)
     """
 
     weights: Weights
@@ -72,6 +93,9 @@ class Fit:
     settings: dict[str, Any]
     status: Status
     message: str
+    misfit: float = float("nan")
+    converged: bool = False
+    noisy: bool | None = None
 
 
 def fit(
@@ -90,11 +114,18 @@ def fit(
     validate: Callable[[Weights], jax.Array] | None = None,
     patience: float = PATIENCE,
     check_every: int = 50,
+    finish: bool | None = None,
     checkpoint: str | Path | None = None,
     callback: Callable[[DescentState], bool | None] | None = None,
     progress: bool = False,
 ) -> Fit:
-    """Train a compressed network on a problem; every setting has a default that follows from the data.
+    """Recover a matrix from its data; every setting has a default that follows from the data.
+
+    A compressed network, as wide as the surrogate has components above its noise edge (docs/theory.md 1.7),
+    is trained by gradient descent from a small spectral start. Then, unless told otherwise, Gauss–Newton
+    steps on matrices of that rank close it; where the data are not fitted, ranks above are tried; and where
+    what is left looks like noise, the rank is chosen on a tenth of the data, held out. The result is never
+    worse there than the best constant matrix. docs/recovery.md has the procedure.
 
     Parameters
     ----------
@@ -103,7 +134,7 @@ def fit(
     depth
         Number of layers `L ≥ 2`.
     rank
-        `r̂`; by default twice the number of components of the surrogate above its noise (`compress`).
+        `r̂`, the width; by default found. Where it is given, no larger one is tried.
     scale
         `ε`; by default `ε^L` is 1e-7 times the surrogate's largest singular value.
     start
@@ -115,35 +146,40 @@ def fit(
     weight_decay
         `λ` of the penalty `(λ/2) Σ_l ‖W_l‖_F²`.
     steps, tolerance
-        Train until the loss is `tolerance` times that of the zero matrix, at most `steps` steps.
+        Train until the loss is `tolerance` times that of the zero matrix, at most `steps` steps. A gradient
+        that closing takes counts as a step. Closing goes on to rounding.
     validate
-        Function of the weights, for example `held_out.loss`. With it the best weights are kept, and
-        training stops `patience` times the best step after that step (ten checks at least).
+        Function of the weights, for example `held_out.loss`. With it the best weights are kept, nothing
+        else is held out, and descent stops `patience` times the best step after that step (ten checks at
+        least), but not before the visible components had the time to be learned (docs/theory.md 2.4).
     check_every
         Steps between checks, at which the run validates, saves and may stop.
+    finish
+        Whether to close the descent and to look for the rank; by default where neither `start` nor
+        `weight_decay` is given, and the problem has a `residual`.
     checkpoint
         Folder to which every check saves the state of the run (`lowdim_jax.checkpoints`). If there is one
         in it, the run goes on from it, bitwise as if it had not been interrupted; on another number of
         devices, up to rounding.
     callback
-        Called with a `DescentState` at every check; the run stops where it returns True.
+        Called with a `DescentState` at every check of the descent; the run ends where it returns True.
     progress
         Show a progress bar on standard error.
 
     Raises
     ------
     ValueError
-        If a setting is out of range, or the checkpoint is of another run.
+        If a setting is out of range, the data are zero, or the checkpoint is of another run.
 
     Examples
     --------
-    >>> import jax, jax.numpy as jnp, lowdim_jax as ld
-    >>> target = ld.random_target(jax.random.key(0), (30, 20), jnp.array([3.0, 2.0]))
-    >>> mask = jax.random.uniform(jax.random.key(1), (30, 20)) < 0.7
-    >>> problem = ld.completion(target.dense(), mask, truth=target)
-    >>> result = ld.fit(problem, rank=4, steps=2000)
-    >>> bool(problem.recovery_error(result.weights) < 0.05)
-    True
+    >>> import numpy as np, lowdim_jax as ld
+    >>> rng = np.random.default_rng(0)
+    >>> matrix = rng.standard_normal((30, 2)) @ rng.standard_normal((2, 20))
+    >>> problem = ld.completion(matrix, rng.random((30, 20)) < 0.6, truth=matrix)
+    >>> found = ld.fit(problem)
+    >>> found.settings["rank"], found.converged, bool(problem.recovery_error(found.weights) < 1e-4)
+    (2, True, True)
     """
     depth = depth if start is None else len(start)
     check_depth(depth, least=2)
@@ -151,44 +187,70 @@ def fit(
         raise ValueError(f"tolerance={tolerance}, expected a fraction of the initial loss in (0, 1)")
     if not patience > 0:
         raise ValueError(f"patience={patience}, expected a positive number")
-    data = on_host(problem)
+    if finish is None:
+        finish = start is None and weight_decay is None
+    finish = finish and hasattr(problem, "residual")
+    if start is None and rank is not None:
+        _, rank, *_ = compressed_widths(*problem.shape, depth=depth, rank=rank)
+    problem, unit = _normalized(problem, depth)
+    look = _look(problem, rank, start, edge=finish)
+    top = float(look.parts.singular_values[0])
+    if not top > 0:
+        raise ValueError("problem has data that are zero throughout: there is nothing to learn")
+    if start is None:
+        scale = (START * top) ** (1 / depth) if scale is None else float(scale) * unit
+        width = len(look.parts.singular_values) if rank is None else rank
+        place = getattr(problem, "place", tuple)
+        weights = place(spectral(look.parts, rank=width, depth=depth, scale=scale))
+    else:
+        scale, weights = None, start if unit == 1 else tuple(layer * unit for layer in start)
     if learning_rate is None:
-        learning_rate = EDGE_FRACTION * float(max_learning_rate(data, depth=depth, alpha=alpha))
-    weights = start
-    if weights is None:
-        scale = float((START * float(top_singular_value(data))) ** (1 / depth) if scale is None else scale)
-        weights = compress(data, depth=depth, scale=scale, rank=rank)
+        rate = EDGE_FRACTION * float(stability.max_learning_rate(top, depth=depth, alpha=alpha))
+    else:
+        rate = float(_times(learning_rate, 1 / unit, 2 * depth - 2))
+    decay = None if weight_decay is None else _times(weight_decay, unit, 2 * depth - 2)
     settings = {
         "depth": depth,
         "rank": widths(weights)[1],
-        "scale": None if scale is None else float(scale),
+        "scale": None if scale is None else scale / unit,
         "alpha": float(alpha),
-        "learning_rate": float(learning_rate),
+        "learning_rate": _times(rate, unit, 2 * depth - 2),
         "weight_decay": weight_decay,
         "check_every": check_every,
     }
-    saved, now, run = None, {}, _Run(validate, patience)
+    plateaus = (0.0, 0.0)
+    if scale is not None:
+        strengths = np.asarray(look.parts.singular_values)[[0, max(look.count, 1) - 1]]
+        first, last = (_plateau(value, depth, scale, alpha) / rate for value in strengths)
+        plateaus = first, last
+    saved, now, run = None, {}, CheckedRun(validate and _in_units(validate, unit), patience, plateaus)
     if checkpoint is not None:
         from lowdim_jax.checkpoints import Checkpoints  # whose library takes a second to import
 
         saved = Checkpoints(checkpoint)
-        now = {"shape": list(data.shape), "data": _fingerprint(problem), **settings}
+        now = {"shape": list(problem.shape), "data": fingerprint(problem), **settings}
         if saved.latest is not None:
-            now = _same_run(saved.settings(), now, checkpoint)
+            now = same_run(saved.settings(), now, checkpoint)
             settings = {name: now[name] for name in settings}
-    optimizer = GradientDescent(settings["learning_rate"], alpha=settings["alpha"], weight_decay=weight_decay)
-    state = jax.jit(initial_state)(as_pytree(problem.loss), optimizer, weights)
-    goal = tolerance * float(state.loss)
-    with _bar(steps) if progress else nullcontext() as show:
+            rate = _times(settings["learning_rate"], 1 / unit, 2 * depth - 2)
+    optimizer = GradientDescent(rate, alpha=settings["alpha"], weight_decay=decay)
+    begin = jax.jit(initial_state)
+    state = begin(as_pytree(problem.loss), optimizer, weights)
+    here = weights if hasattr(problem, "place") else on_host(weights)
+    nothing = jax.tree.map(lambda layer: layer * 0, here)
+    zero = float(begin(as_pytree(problem.loss), optimizer, nothing).loss)
+    asked = False
+    with progress_bar(steps) if progress else nullcontext() as show:
 
         def check(state: DescentState) -> bool:
+            nonlocal asked
             run.check(state)
             if saved is not None and np.isfinite(run.history[-1][1]):  # nothing goes on from what diverged
                 run.save(saved, now)
             if show is not None:
                 show(*run.history[-1])
             asked = callback is not None and bool(callback(state))
-            return asked or run.overdue(check_every)
+            return asked or run.overdue(check_every) or (finish and run.settled(zero))
 
         if saved is None or saved.latest is None:
             check(state)
@@ -200,124 +262,200 @@ def fit(
             optimizer,
             steps=steps,
             record_every=check_every,
-            tolerance=goal,
+            tolerance=tolerance * zero,
             callback=check,
             callback_every=check_every,
         )
     if saved is not None:
         saved.close()
+    spent = int(run.state.step)
+    outcome = Outcome(run.best, Status(int(trajectory.status)), trajectory.message)
+    done = outcome.status == Status.REACHED_TOLERANCE and tolerance != TOLERANCE
+    done = done or asked or (rank is not None and run.overdue(check_every))  # its width fits noise
+    if finish and spent < steps and not done and outcome.status != Status.DIVERGED:
+        first = parts_of(run.state.weights, min(settings["rank"], len(look.parts.singular_values)))
+        most = largest_rank(problem) if rank is None else rank
+        again = {"depth": depth, "alpha": alpha, "patience": patience, "check_every": check_every}
+        outcome = _finish(problem, run, first, zero, tolerance, most, steps - spent, outcome, again)
+        if rank is not None:
+            outcome = replace(outcome, weights=_widened(outcome.weights, rank))
+        settings["rank"] = widths(outcome.weights)[1]
     numbers, losses, validation = np.array(run.history).T
-    return Fit(
-        weights=run.best,
+    loss = losses[np.searchsorted(numbers, run.best_step)] if outcome.loss is None else outcome.loss
+    misfit = float(np.sqrt(max(loss, 0) / zero))
+    converged = bool(misfit <= tolerance**0.5 * (1 + 1e-6))
+    result = Fit(
+        weights=outcome.weights if unit == 1 else tuple(layer / unit for layer in outcome.weights),
         best_step=run.best_step,
         steps=numbers.astype(int),
-        losses=losses,
+        losses=_times(losses, 1 / unit, 2 * depth),
         validation=validation,
         settings=settings,
-        status=Status(int(trajectory.status)),
-        message=trajectory.message,
+        status=outcome.status,
+        message="",
+        misfit=misfit,
+        converged=converged,
+        noisy=False if converged else outcome.noisy,
     )
+    return replace(result, message=_message(result, outcome, look, tolerance))
 
 
-class _Run:
-    """What is kept of a run beside its state: the history of its checks, and the best weights so far."""
+@dataclass(frozen=True)
+class Outcome:
+    """Weights, how they came about, and what was learned of the data on the way."""
 
-    state: DescentState
-    best: Weights
-
-    def __init__(self, validate: Callable | None, patience: float):
-        self.history: list[tuple[int, float, float]] = []
-        self.validate, self.patience = validate and jax.jit(validate), patience
-
-    @property
-    def best_step(self) -> int:
-        """Step of the smallest validation loss; the last step where there is none."""
-        steps, _, validation = np.array(self.history).T
-        return int(steps[-1 if self.validate is None else np.argmin(np.nan_to_num(validation, nan=np.inf))])
-
-    def check(self, state: DescentState) -> None:
-        """Add a row to the history, and keep the weights if they are the best so far."""
-        validation = np.nan if self.validate is None else float(self.validate(state.weights))
-        self.state = state
-        self.history.append((int(state.step), float(state.loss), validation))
-        if self.best_step == int(state.step):
-            self.best = state.weights
-
-    def overdue(self, check_every: int) -> bool:
-        """Whether the last improvement of the validation loss is too long ago."""
-        if self.validate is None:
-            return False
-        wait = max(self.patience * self.best_step, LEAST_CHECKS * check_every)
-        return int(self.state.step) >= self.best_step + wait
-
-    def save(self, saved: "Checkpoints", settings: dict) -> None:
-        """Save the state, the best weights, and everything that the run depends on."""
-        history = [(*row[:2], None if math.isnan(row[2]) else row[2]) for row in self.history]
-        run = {"state": self.state, "best": self.best}
-        saved.save(int(self.state.step), run, {**settings, "history": history})
-
-    def restore(self, saved: "Checkpoints", like: DescentState) -> None:
-        """Go on from the newest checkpoint."""
-        run = saved.restore({"state": like, "best": like.weights})
-        self.state, self.best = run["state"], run["best"]
-        rows = saved.settings()["history"]
-        self.history = [(*row[:2], math.nan if row[2] is None else row[2]) for row in rows]
+    weights: Weights
+    status: Status
+    ended: str
+    loss: float | None = None
+    noisy: bool | None = None
+    why: str = ""
 
 
-def _same_run(saved: dict, settings: dict, folder: str | Path) -> dict:
-    """The settings of a checkpoint, which are those given up to rounding; `ValueError` if they are not."""
-    where = f"checkpoint in {named(str(folder))}"
-    for name, value in settings.items():
-        if not _same(saved.get(name), value):
-            raise ValueError(
-                f"{where} was written for other data"
-                if name == "data"
-                else f"{where} was written with {name}={saved.get(name)}, now it is {value}"
-            )
-    return {name: saved[name] for name in settings}
+def _finish(
+    problem: Any,
+    run: CheckedRun,
+    first: LowRank,
+    zero: float,
+    tolerance: float,
+    most: int,
+    budget: int,
+    descent: Outcome,
+    again: dict[str, Any],
+) -> Outcome:
+    """Close the descent, grow the rank until the data are fitted, or choose it on data held out."""
+    step, depth, before = int(run.state.step), again["depth"], descent.ended
+    may_hold_out = run.validate is None and getattr(problem, "count", 0) >= FEWEST
+    exploring = Budget(budget // 2 if may_hold_out else budget)
+    found: list[Stage] = []
+    for stage in stages(problem, first, exact=tolerance * zero, most=most, budget=exploring):
+        found.append(stage)
+        run.add(step + exploring.spent, stage.loss, deepened(stage.parts, depth))
+    ended = f"{before}; closed by {exploring.spent} more gradients"
+    if not found:
+        return descent
+    last = found[-1]
+    if last.loss <= tolerance * zero:
+        why = "the smallest tried at which the data are fitted" if len(found) > 1 else ""
+        return Outcome(deepened(last.parts, depth), Status.REACHED_TOLERANCE, ended, last.loss, False, why)
+    noisy = last.structure <= MARGIN
+    if not may_hold_out:
+        least = min(found, key=lambda stage: stage.loss)
+        best = next((stage for stage in found if stage.structure <= MARGIN), least)
+        weights = deepened(best.parts, depth) if run.validate is None else run.best
+        loss = best.loss if run.validate is None else None
+        status = Status.COMPLETED if run.validate is None else Status.STOPPED
+        return Outcome(weights, status, ended, loss, noisy, "")
+    return _hold_out(problem, found, run, zero, tolerance, most, budget - exploring.spent, ended, again)
 
 
-def _same(before: Any, now: Any) -> bool:
-    """Whether two settings are the same: numbers up to the rounding of another number of devices."""
-    if isinstance(before, float) and isinstance(now, float):
-        return math.isclose(before, now, rel_tol=1e-5)
-    return before == now
+def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) -> Outcome:
+    """Choose rank and number of steps on data held out, and fit all of them so."""
+    depth, dtype = again["depth"], found[0].parts.dtype
+    train, held = problem.split(HELD_OUT, seed=0)
+    spending = Budget(budget, EACH_HELD_OUT)
+    choice = choose(train, held, exact=tolerance * zero, most=most, budget=spending)
+    stage, estimate = generalized(problem, found)
+    left = (choice.loss / value_of(held.loss, zero_matrix(held, dtype))) ** 0.5
+    if stage is not None and estimate < MUCH * choice.loss:
+        parts, why = stage.parts, "chosen by generalized cross-validation: too few data to hold any out"
+    elif choice.parts is None:
+        parts = choice.constant
+        why = f"on {HELD_OUT:.0%} of the data, held out, a constant does as well ({left:.3g} left)"
+    else:
+        same = [stage.parts for stage in found if stage.rank == len(choice.parts.singular_values)]
+        starts = [choice.parts, *same]
+        closed = [spending.close(problem, start, goal=0.0, stall=NOISY_STALL) for start in starts]
+        parts = min(closed, key=lambda closed: closed.loss).parts
+        why = f"chosen on {HELD_OUT:.0%} of the data, held out, of which it leaves {left:.3g}"
+    loss, weights = value_of(problem.loss, parts), deepened(parts, depth)
+    run.add(run.history[-1][0] + spending.spent, loss, weights)
+    return Outcome(weights, Status.STOPPED, ended, loss, True, why)
 
 
-def _fingerprint(problem: Problem) -> str | float:
-    """What tells a problem's data from others: a digest of its arrays, or one that it was given.
+def _message(fit: Fit, outcome: Outcome, look: Visible, tolerance: float) -> str:
+    """How a fit went, in words."""
+    parts = [outcome.ended]
+    if fit.converged:
+        parts.append(f"converged, misfit {fit.misfit:.2g} of the data")
+    else:
+        goal = tolerance**0.5
+        noise = ", which looks like noise" if fit.noisy else ""
+        parts.append(f"not converged: misfit {fit.misfit:.2g} of the data{noise} (goal {goal:.2g})")
+    width = fit.settings["rank"]
+    if look.edge is not None:
+        parts.append(
+            f"rank {width}; {look.count} singular values of the surrogate stand above its noise edge"
+            + (f"; {outcome.why}" if outcome.why else "")
+        )
+    return "; ".join(parts)
 
-    Over devices, where arrays depend on their number, it is the loss of one random network.
+
+def deepened(parts: LowRank, depth: int, /) -> Weights:
+    """The matrix as a balanced network of given depth, `(Σ^{1/L} Vᵀ, Σ^{1/L}, …, U Σ^{1/L})`."""
+    left, values, right = map(np.asarray, (parts.left, parts.singular_values, parts.right))
+    root = values ** values.dtype.type(1 / depth)
+    middle = (np.diag(root),) * (depth - 2)
+    return tuple(map(as_array, (root[:, None] * right.T, *middle, left * root[None, :])))
+
+
+def _widened(weights: Weights, width: int) -> Weights:
+    """With hidden layers filled up with zeros to a width."""
+    last = len(weights) - 1
+
+    def fill(index: int, layer: Any):
+        rows = 0 if index == last else width - layer.shape[0]
+        columns = 0 if index == 0 else width - layer.shape[1]
+        return as_array(np.pad(np.asarray(layer), ((0, max(rows, 0)), (0, max(columns, 0)))))
+
+    return tuple(fill(index, layer) for index, layer in enumerate(weights))
+
+
+def _normalized(problem: Any, depth: int) -> tuple[Any, float]:
+    """The problem with data of ordinary size, and the factor of its networks' layers.
+
+    The factor is a power of two, and one unless squares could leave the range of numbers: nothing is rounded.
     """
-    if given := getattr(problem, "fingerprint", ""):
-        return given
-    place = getattr(problem, "place", None)
-    if place is None:
-        digest = sha256()
-        for leaf in jax.tree.leaves(on_host(problem)):
-            digest.update(np.asarray(leaf).tobytes() if hasattr(leaf, "dtype") else repr(type(leaf)).encode())
-        return digest.hexdigest()[:16]
-    d_out, d_in = problem.shape
-    rng = np.random.default_rng(0)
-    size = float(top_singular_value(problem)) / (d_out * d_in) ** 0.5
-    layers = size * rng.standard_normal((1, d_in)), rng.standard_normal((d_out, 1))
-    weights = place([layer.astype(jax.dtypes.canonicalize_dtype(float)) for layer in layers])
-    return float(jax.jit(lambda loss, weights: loss(weights))(as_pytree(problem.loss), weights))
+    size = getattr(problem, "magnitude", None)
+    size = float(size) if size is not None else 0.0
+    if size == 0 or SMALLEST <= size <= 1 / SMALLEST:
+        return problem, 1.0
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(problem) if np.issubdtype(leaf.dtype, np.floating)}
+    most = min(np.finfo(dtype).maxexp for dtype in dtypes) - 2
+    unit = 2.0 ** round(np.clip(-np.log2(size), -most, most) / depth)
+    return problem.scaled(unit**depth), unit
 
 
-@contextmanager
-def _bar(steps: int) -> Iterator[Callable[[float, float, float], None]]:
-    """A progress bar with the losses, which disappears at the end; none where nobody watches."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn
+def _look(problem: Any, rank: int | None, start: Weights | None, *, edge: bool) -> Visible:
+    """Components of the surrogate: those above the noise, or as many as asked for."""
+    data = on_host(problem)
+    if start is not None:
+        return Visible(data.surrogate(1), 1, None)
+    if rank is None:
+        return visible_components(data)
+    parts = data.surrogate(rank)
+    if not edge or not hasattr(data, "noise_edge"):
+        return Visible(parts, rank, None)
+    level = float(data.noise_edge())
+    return Visible(parts, int(np.sum(np.asarray(parts.singular_values) > level)), level)
 
-    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[losses]}"))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=steps, losses="")
 
-        def show(step: float, loss: float, validation: float) -> None:
-            losses = f"{loss:.3g}" if np.isnan(validation) else f"{loss:.3g}, validation {validation:.3g}"
-            bar.update(task, completed=step, losses=losses)
+def _plateau(value: float, depth: int, scale: float, alpha: float) -> float:
+    """Twice the time that a component takes to be learned from a small start (docs/theory.md 2.4, 2.5)."""
+    if depth == 2:
+        return 2 * np.log(max(value / scale**2, 2.0)) / (2 * value)
+    return 2 * scale ** (2 - depth) / ((depth - 2) * value) / max(alpha, 1.0)
 
-        yield show
+
+def _times(value: Any, unit: float, power: int) -> Any:
+    """`value · unit^power`, infinite or zero where that is out of the range of numbers."""
+    value = np.asarray(value, float)
+    with np.errstate(over="ignore", under="ignore"):
+        for _ in range(power if unit != 1 else 0):
+            value = value * unit
+    return value if value.ndim else float(value)
+
+
+def _in_units(validate: Callable, unit: float) -> Callable:
+    """Validation of weights in the units of the caller's data."""
+    return validate if unit == 1 else lambda weights: validate(tuple(layer / unit for layer in weights))

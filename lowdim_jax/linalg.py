@@ -57,7 +57,10 @@ class LowRank:
 
     def truncate(self, rank: int) -> "LowRank":
         """The leading `rank` components."""
-        return LowRank(self.left[:, :rank], self.singular_values[:rank], self.right[:, :rank])
+        if rank >= len(self.singular_values):
+            return self
+        left, values, right = on_host((self.left, self.singular_values, self.right))
+        return LowRank(*map(as_array, (left[:, :rank], values[:rank], right[:, :rank])))
 
 
 def low_rank(

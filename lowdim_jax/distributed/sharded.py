@@ -6,7 +6,7 @@ is small is on every device. docs/many-devices.md has the design, the communicat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from lowdim_jax.problems.matrix_completion import (
     half_squared_misfit,
     observed_completion,
 )
+from lowdim_jax.problems.noise import FLIPS
 
 AXIS = "data"
 """Name of the mesh axis over which data is spread."""
@@ -227,6 +228,15 @@ class ShardedCompletion:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
         return completion_error(jnp.sum(self.blocks.by_row.values**2), self.fraction, self.shape)
 
+    def noise_edge(self, *, seed: int = 0) -> float:
+        """Largest singular value that the surrogate would have if its entries had random signs.
+
+        Of `FLIPS` draws; a sign is a hash of its entry's row and column, so that devices need not agree on
+        any (docs/theory.md 1.7).
+        """
+        draws = (replace(self, blocks=_flipped(self, seed + draw)) for draw in range(FLIPS))
+        return max(float(draw.surrogate(1, iterations=20).singular_values[0]) for draw in draws)
+
     def place(self, weights: Sequence[Any], /) -> Weights:
         """Weights of a whole network, the same ones in every process, put where they belong.
 
@@ -323,6 +333,34 @@ def sharded_completion(
     )
     blocks = ObservedCompletion(by_row, by_column, int(counts.sum()))
     return ShardedCompletion(blocks, (int(shape[0]), int(shape[1])), mesh)
+
+
+@jax.jit
+def _flipped(problem: ShardedCompletion, seed: int) -> ObservedCompletion:
+    """The blocks of entries with random signs."""
+    blocks = problem.blocks
+    before = jnp.arange(problem.mesh.size, dtype=jnp.int32) * blocks.by_row.owners
+    before = before.reshape(-1, 1, 1, 1)  # devices, chunks, groups, slots
+    by_row, by_column = blocks.by_row, blocks.by_column
+    row_signs = _signs(before + by_row.owner[..., None], by_row.others, seed)
+    column_signs = _signs(before + by_column.others, by_column.owner[..., None], seed)
+    return replace(
+        blocks,
+        by_row=replace(by_row, values=by_row.values * row_signs.astype(problem.dtype)),
+        by_column=replace(by_column, values=by_column.values * column_signs.astype(problem.dtype)),
+    )
+
+
+def _signs(rows: jax.Array, columns: jax.Array, seed) -> jax.Array:
+    """A sign for every entry, the same wherever it is asked for: a bit of a hash (murmur3's last steps)."""
+    rows, columns = rows.astype(jnp.uint32), columns.astype(jnp.uint32)
+    mixed = rows * jnp.uint32(0x9E3779B1) + jnp.uint32(0x7FEB352D) * (jnp.asarray(seed, jnp.uint32) + 1)
+    for word in (columns * jnp.uint32(0x85EBCA77), jnp.uint32(0)):
+        mixed = mixed ^ word
+        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+        mixed = mixed ^ (mixed >> 16)
+    return 1 - 2 * (mixed & 1).astype(jnp.int32)
 
 
 def _block(length: int, mesh: Mesh) -> int:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax.linalg import LowRank, as_matrix, dense, frobenius_norm
@@ -20,9 +21,12 @@ class Problem(Protocol):
     problems of this package, those spread over devices, and a class of your own. Where its arrays are to be
     traced rather than compiled in, register it with `jax.tree_util.register_dataclass`.
 
-    A problem may have more: `surrogate_error()`, the spectral norm of what the surrogate is off by, above
-    which `compress` counts components; `recovery_error(weights)`, where the truth is known; and
-    `place(weights)`, which puts a network on the devices that the problem is on.
+    A problem may have more. `noise_edge()`, the largest singular value that the surrogate would have without
+    structure: `compress` and `fit` count components above it. `recovery_error(weights)`, where the truth is
+    known. `place(weights)`, which puts a network on the devices that the problem is on. For `fit` to look for
+    what a first fit did not see, and to tell noise: `count`, the number of data; `residual(weights)`, the
+    problem of what a network leaves of them; `split(fraction, seed=)`, two problems of a part each;
+    `magnitude`, the largest of the data, and `scaled(factor)`, the problem of the data times a factor.
 
     Examples
     --------
@@ -169,3 +173,17 @@ def _error_of_factors(target: LowRank, a, b, a_in, b_in) -> jax.Array:
         + jnp.sum((a_in @ b_out) ** 2)
         + jnp.sum((a_out.T @ a_out) * (b @ b.T))
     )
+
+
+def held_out(count: int, fraction: float, seed: int) -> np.ndarray:
+    """Which of `count` data are held out: a random `fraction` of them.
+
+    Raises
+    ------
+    ValueError
+        If all or none would be.
+    """
+    held = np.random.default_rng(seed).permutation(count) < round(fraction * count)
+    if held.all() or not held.any():
+        raise ValueError(f"fraction={fraction} of {count} entries leaves a part without any")
+    return held

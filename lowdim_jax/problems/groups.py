@@ -4,7 +4,7 @@ A sum over an owner's entries is one over neighbours in memory: no scattered add
 order of magnitude slower.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +75,15 @@ def sweep_groups(groups: Groups, own: jax.Array, other: jax.Array) -> tuple[jax.
     gradients = gradients.reshape(-1, own.shape[1])
     total = jax.ops.segment_sum(gradients, groups.owner.reshape(-1), num_segments=groups.owners)
     return jnp.sum(halves), total
+
+
+@jax.jit
+def subtract_from_groups(groups: Groups, own: jax.Array, other: jax.Array) -> Groups:
+    """The entries less those of the matrix of two factors."""
+
+    def chunk(part):
+        owner, others, values = part
+        predicted = jnp.einsum("gsr,gr->gs", other[others], own[owner])
+        return jnp.where(others >= 0, values - predicted.astype(values.dtype), 0)
+
+    return replace(groups, values=jax.lax.map(chunk, (groups.owner, groups.others, groups.values)))

@@ -6,7 +6,7 @@ memory. Entry `(row, column)` is `W[row, column]`: rows are outputs, columns are
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,9 @@ from lowdim_jax.linalg import (
     noise_norm,
 )
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors
-from lowdim_jax.problems.base import as_truth, relative_error
-from lowdim_jax.problems.groups import Groups, group, sweep_groups
+from lowdim_jax.problems.base import as_truth, held_out, relative_error
+from lowdim_jax.problems.groups import Groups, group, subtract_from_groups, sweep_groups
+from lowdim_jax.problems.noise import flipped_norm
 
 COMPONENTS = 100
 """Components of a sparse surrogate that are looked at where nobody says how many."""
@@ -93,6 +94,50 @@ class Completion:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
         return completion_error((self.values**2).sum(), self.fraction, self.shape)
 
+    def noise_edge(self, *, seed: int = 0) -> float:
+        """Largest singular value that the surrogate would have if its entries had random signs.
+
+        What stands above it is structure (docs/theory.md 1.7). Of concrete values.
+        """
+        fraction = np.mean(np.asarray(self.mask), dtype=float)
+        return flipped_norm(np.asarray(self.values), lambda values: values / fraction, seed=seed)
+
+    @property
+    def count(self) -> int:
+        """Number of observed entries (of concrete values)."""
+        return int(np.sum(np.asarray(self.mask)))
+
+    @property
+    def magnitude(self) -> float:
+        """Largest observed entry in absolute value (of concrete values)."""
+        return float(np.abs(np.asarray(self.values)).max())
+
+    def scaled(self, factor: float, /) -> "Completion":
+        """The problem of the entries times a factor, without its truth."""
+        return Completion(self.values * self.values.dtype.type(factor), self.mask)
+
+    def residual(self, weights: Sequence[jax.Array], /) -> "Completion":
+        """The problem of what a network leaves of the entries, without its truth."""
+        left = self.values - end_to_end(weights).astype(self.values.dtype)
+        return Completion(jnp.where(self.mask, left, 0), self.mask)
+
+    def split(self, fraction: float, /, *, seed: int = 0) -> "tuple[Completion, Completion]":
+        """A problem to train on, and one of a random `fraction` of the observed entries to validate on.
+
+        Raises
+        ------
+        ValueError
+            If one of the two would have no entry.
+        """
+        mask, values = np.asarray(self.mask), np.asarray(self.values)
+        chosen = np.zeros(mask.shape, bool)
+        chosen[mask] = held_out(self.count, fraction, seed)
+        train, held = (
+            Completion(as_array(np.where(part, values, 0)), as_array(part), self.truth)
+            for part in (mask & ~chosen, chosen)
+        )
+        return train, held
+
     def observed(self) -> "ObservedCompletion":
         """The same problem (of concrete values) as its observed entries."""
         rows, columns = np.nonzero(np.asarray(self.mask))
@@ -156,6 +201,34 @@ class ObservedCompletion:
         """Expected spectral norm of `surrogate − Φ`, entries observed uniformly (docs/theory.md 1.7)."""
         return completion_error((self.by_row.values**2).sum(), self.fraction, self.shape)
 
+    def noise_edge(self, *, seed: int = 0) -> float:
+        """Largest singular value that the surrogate would have if its entries had random signs."""
+        matrix = self.surrogate_matrix()
+
+        def surrogate_of(values):
+            return scipy.sparse.csr_array((values, matrix.indices, matrix.indptr), self.shape)
+
+        return flipped_norm(matrix.data, surrogate_of, seed=seed)
+
+    @property
+    def magnitude(self) -> float:
+        """Largest observed entry in absolute value (of concrete values)."""
+        return float(np.abs(np.asarray(self.by_row.values)).max())
+
+    def scaled(self, factor: float, /) -> "ObservedCompletion":
+        """The problem of the entries times a factor, without its truth."""
+        sides = (
+            replace(side, values=side.values * side.values.dtype.type(factor))
+            for side in (self.by_row, self.by_column)
+        )
+        return ObservedCompletion(*sides, self.count)
+
+    def residual(self, weights: Sequence[jax.Array], /) -> "ObservedCompletion":
+        """The problem of what a network leaves of the entries, without its truth."""
+        a, b = end_to_end_factors(weights)
+        sides = subtract_from_groups(self.by_row, a, b.T), subtract_from_groups(self.by_column, b.T, a)
+        return ObservedCompletion(*sides, self.count)
+
     def triplets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, column and value of every observed entry, ordered by row, then column."""
         groups = jax.tree.map(np.asarray, self.by_row)
@@ -166,14 +239,14 @@ class ObservedCompletion:
     def split(self, fraction: float, /, *, seed: int = 0) -> "tuple[ObservedCompletion, ObservedCompletion]":
         """A problem to train on, and one of a random `fraction` of the entries to validate on.
 
+        `fit(train, validate=held.loss)` keeps the weights of the smallest loss on the second.
+
         Raises
         ------
         ValueError
             If one of the two would have no entry.
         """
-        held = np.random.default_rng(seed).permutation(self.count) < round(fraction * self.count)
-        if held.all() or not held.any():
-            raise ValueError(f"fraction={fraction} of {self.count} entries leaves a part without any")
+        held = held_out(self.count, fraction, seed)
         return self._part(~held), self._part(held)
 
     def _part(self, chosen: np.ndarray) -> "ObservedCompletion":

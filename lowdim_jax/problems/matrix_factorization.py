@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import is_traced, on_host
-from lowdim_jax.linalg import LowRank, as_matrix, frobenius_norm, leading_svd, low_rank
+from lowdim_jax.linalg import LowRank, as_matrix, leading_svd, low_rank, thin_svd
+from lowdim_jax.networks import end_to_end, end_to_end_factors
 from lowdim_jax.problems.base import relative_error, squared_error
 
 
@@ -51,6 +53,29 @@ class Factorization:
         """
         return leading_svd(self.target, rank)
 
+    @property
+    def magnitude(self) -> float:
+        """Largest entry, or singular value of a factored target, in absolute value (of concrete values)."""
+        target = self.target.singular_values if isinstance(self.target, LowRank) else self.target
+        return float(np.abs(np.asarray(target)).max())
+
+    def residual(self, weights: Sequence[jax.Array], /) -> "Factorization":
+        """The problem of what a network leaves of the target."""
+        if not isinstance(self.target, LowRank):
+            return Factorization(self.target - end_to_end(weights).astype(self.target.dtype))
+        a, b = end_to_end_factors(weights)
+        left = self.target.left * self.target.singular_values[None, :]
+        return Factorization(
+            thin_svd(jnp.concatenate([left, -a], axis=1), jnp.concatenate([self.target.right.T, b]))
+        )
+
+    def scaled(self, factor: float, /) -> "Factorization":
+        """The problem of the target times a factor."""
+        if isinstance(self.target, LowRank):
+            values = self.target.singular_values * self.target.dtype.type(factor)
+            return Factorization(LowRank(self.target.left, values, self.target.right))
+        return Factorization(self.target * self.target.dtype.type(factor))
+
 
 def factorization(target, /) -> Factorization:
     """Matrix factorization problem for a dense or a factored target.
@@ -77,7 +102,7 @@ def factorization(target, /) -> Factorization:
     if factors and len(target) == 3:
         target = low_rank(*target)
     target = as_matrix("target", target)
-    norm = frobenius_norm(on_host(target))
-    if not is_traced(norm) and norm == 0:
+    values = on_host(target.singular_values if isinstance(target, LowRank) else target)
+    if not is_traced(values) and not values.any():
         raise ValueError("target is zero: there is no component to learn")
     return Factorization(target)

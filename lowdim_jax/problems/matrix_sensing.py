@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lowdim_jax._arrays import as_count, as_floats, as_shape
 from lowdim_jax._host import as_pytree, is_traced
 from lowdim_jax.linalg import LowRank, dense, leading_svd, noise_norm
 from lowdim_jax.networks import check_fits, end_to_end
-from lowdim_jax.problems.base import as_truth, relative_error
+from lowdim_jax.problems.base import as_truth, held_out, relative_error
+from lowdim_jax.problems.noise import flipped_norm
 
 PROBES = 8
 
@@ -48,6 +49,26 @@ class _Pair:
     apply: Callable[[jax.Array], jax.Array]
     adjoint: Callable[[jax.Array], jax.Array]
     shape: tuple[int, int] = field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Part:
+    """Some of the measurements of a pair of functions."""
+
+    whole: _Pair
+    chosen: Int[Array, " n"]
+    total: int = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.whole.shape
+
+    def apply(self, matrix: jax.Array) -> jax.Array:
+        return self.whole.apply(matrix)[self.chosen]
+
+    def adjoint(self, y: jax.Array) -> jax.Array:
+        return self.whole.adjoint(jnp.zeros(self.total, y.dtype).at[self.chosen].set(y))
 
 
 @jax.tree_util.register_dataclass
@@ -112,6 +133,56 @@ class Sensing:
         energy = (self.labels**2).sum() / self.curvature
         d_out, d_in = self.shape
         return noise_norm(energy * d_out * d_in / len(self.labels), self.shape)
+
+    def noise_edge(self, *, seed: int = 0) -> float:
+        """Largest singular value that the surrogate would have if the labels had random signs.
+
+        What stands above it is structure (docs/theory.md 1.7). Of concrete values.
+        """
+        adjoint = jax.jit(lambda operator, labels: operator.adjoint(labels))
+
+        def surrogate_of(labels):
+            return np.asarray(adjoint(self.operator, jnp.asarray(labels)) / self.curvature)
+
+        return flipped_norm(np.asarray(self.labels), surrogate_of, seed=seed)
+
+    @property
+    def count(self) -> int:
+        """Number of measurements."""
+        return len(self.labels)
+
+    @property
+    def magnitude(self) -> float:
+        """Largest label in absolute value (of concrete values)."""
+        return float(np.abs(np.asarray(self.labels)).max())
+
+    def scaled(self, factor: float, /) -> "Sensing":
+        """The problem of the labels times a factor, without its truth."""
+        return Sensing(self.operator, self.labels * self.labels.dtype.type(factor), self.curvature)
+
+    def residual(self, weights: Sequence[jax.Array], /) -> "Sensing":
+        """The problem of what a network leaves of the labels, without its truth."""
+        left = self.labels - self.operator.apply(end_to_end(weights)).astype(self.labels.dtype)
+        return Sensing(self.operator, left, self.curvature)
+
+    def split(self, fraction: float, /, *, seed: int = 0) -> "tuple[Sensing, Sensing]":
+        """A problem to train on, and one of a random `fraction` of the measurements to validate on.
+
+        Raises
+        ------
+        ValueError
+            If one of the two would have no measurement.
+        """
+        held = held_out(len(self.labels), fraction, seed)
+        parts = []
+        for chosen in map(np.flatnonzero, (~held, held)):
+            curvature = self.curvature * (len(chosen) / len(self.labels))
+            if isinstance(self.operator, _Stack):
+                operator = _Stack(self.operator.matrices[chosen])
+            else:
+                operator = _Part(self.operator, jnp.asarray(chosen), len(self.labels))
+            parts.append(Sensing(operator, self.labels[chosen], curvature, self.truth))
+        return parts[0], parts[1]
 
 
 def sensing(

@@ -1,0 +1,189 @@
+"""Closing a fit: Gauss–Newton steps on matrices of one rank, where gradient descent would take too long.
+
+Descent's time grows with the condition number of the matrix (docs/theory.md 2.4: a component `σ` waits for
+`1/σ`), that of a Gauss–Newton step does not. Nothing but the loss of networks of two factors is needed.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowdim_jax._host import as_array, as_pytree, on_host
+from lowdim_jax.linalg import LowRank
+from lowdim_jax.networks import Weights, end_to_end_factors
+
+PRODUCTS = 60
+"""Products with the Hessian that a step may take."""
+DAMPING = 1e-2
+"""Damping of the first step, as a fraction of the Hessian's size along the gradient."""
+MOST_DAMPING = 1e4
+LOOK_BACK = 3
+"""Steps over which progress is measured."""
+ROUNDING = 20
+"""Relative misfit at which a fit is exact, in units of rounding."""
+
+
+class Closed(NamedTuple):
+    """A matrix of given rank, its loss, and the gradients of the loss that it took."""
+
+    parts: LowRank
+    loss: float
+    gradients: int
+
+
+def close(
+    loss: Any, parts: LowRank, /, *, goal: float, gradients: int, stall: float = 1e-3
+) -> Closed:
+    """Minimize the loss of matrices of one rank by damped Gauss–Newton steps, from a given matrix.
+
+    A step minimizes the loss over the tangent space `{dA Vᵀ + U dBᵀ}` at `U Σ Vᵀ`, damped (Levenberg and
+    Marquardt) and by conjugate gradients; then the sum is cut to its rank again. For a loss that is a
+    quadratic function of the matrix the tangent problem is a linear one, and convergence near an exact fit
+    is quadratic, whatever the condition number of the matrix: the bases `U, V` are orthonormal.
+
+    The loss and its gradient are compiled; what is done with them is NumPy's, of `(d_out + d_in) r` numbers.
+
+    Parameters
+    ----------
+    loss
+        Loss of a network of two factors, `problem.loss`.
+    parts
+        Where to start; its number of components is the rank.
+    goal
+        Loss to stop at.
+    gradients
+        Number of gradients of the loss to spend at most.
+    stall
+        Stop where three steps have not reduced the loss by this fraction.
+    """
+    loss, rank = as_pytree(loss), len(parts.singular_values)
+    parts = _padded(parts)
+    value, gradient = _at(loss, parts)
+    damping, spent, losses = DAMPING, 1, [value]
+    rounding = float(np.finfo(parts.dtype).eps)
+    while value > goal and spent < gradients and damping < MOST_DAMPING:
+        accuracy = max(min(0.1, (value / losses[0]) ** 0.5), 4 * rounding)
+        move, promised, products = _tangent_step(
+            loss, parts, value, gradient, damping, accuracy, min(PRODUCTS, gradients - spent)
+        )
+        trial = _moved(parts, move, rank)
+        after, slope = _at(loss, trial)
+        spent += products + 1
+        if not value - promised > 4 * rounding * value:
+            break  # what could be gained is rounding
+        gain = (value - after) / (value - promised)
+        if not gain > 0.1:
+            damping *= 4
+            continue
+        parts, value, gradient = trial, after, slope
+        losses.append(value)
+        damping = max(damping / 4 if gain > 0.7 else damping * (2 if gain < 0.3 else 1), 1e-12)
+        if len(losses) > LOOK_BACK and value > (1 - stall) * losses[-1 - LOOK_BACK]:
+            break
+    return Closed(LowRank(*map(as_array, _cut(parts, rank))), value, spent)
+
+
+def value_of(loss: Any, parts: LowRank, /) -> float:
+    """Loss of a matrix of few components."""
+    return _at(as_pytree(loss), _padded(parts))[0]
+
+
+def residual_of(problem: Any, parts: LowRank, /) -> Any:
+    """The problem of what a matrix leaves of the data."""
+    return _residual(as_pytree(problem.residual), factors(_padded(parts)))
+
+
+def factors(parts: LowRank, /) -> Weights:
+    """The matrix as a network of two factors."""
+    left, values, right = on_host((parts.left, parts.singular_values, parts.right))
+    return tuple(map(as_array, (right.T, left * values[None, :])))
+
+
+def parts_of(weights: Weights, /, rank: int | None = None) -> LowRank:
+    """Leading components of a network's end-to-end matrix."""
+    a, b = end_to_end_factors(on_host(weights))
+    return LowRank(*map(as_array, _cut(_product_svd(np.asarray(a), np.asarray(b)), rank)))
+
+
+def exact_loss(loss_at_zero: float, dtype: Any, /) -> float:
+    """Loss that rounding leaves of an exact fit."""
+    return loss_at_zero * (ROUNDING * float(np.finfo(dtype).eps)) ** 2
+
+
+@jax.jit
+def _residual(residual, weights):
+    return residual(weights)
+
+
+@jax.jit
+def _tangent_loss(loss, left, values, right, move):
+    """Loss of `U Σ Vᵀ + dA Vᵀ + U dBᵀ`, and its gradient by `move`, which is `dA` above `dB`."""
+
+    def of(move):
+        a, b = move[: len(left)], move[len(left) :]
+        outer = jnp.concatenate([left * values[None, :] + a, left], axis=1)
+        return loss((jnp.concatenate([right.T, b.T]), outer))
+
+    return jax.value_and_grad(of)(move)
+
+
+def _slope(loss, parts: LowRank, move: np.ndarray) -> tuple[float, np.ndarray]:
+    value, gradient = _tangent_loss(loss, parts.left, parts.singular_values, parts.right, move)
+    return float(value), np.asarray(gradient)
+
+
+def _at(loss, parts: LowRank) -> tuple[float, np.ndarray]:
+    return _slope(loss, parts, np.zeros((sum(parts.shape), len(parts.singular_values)), parts.dtype))
+
+
+def _tangent_step(loss, parts, value, gradient, damping, accuracy, limit):
+    """Minimizer of the damped loss over the tangent space, the loss there, and the gradients it took."""
+    move, remainder = np.zeros_like(gradient), -gradient
+    direction, size = remainder, np.vdot(gradient, gradient)
+    left, added, count = size, None, 0
+    while left > accuracy**2 * size and count < limit:
+        image = _slope(loss, parts, direction)[1] - gradient
+        if added is None:  # damping is relative to the curvature along the gradient
+            added = damping * np.vdot(direction, image) / size
+        image = image + added * direction
+        curvature = np.vdot(direction, image)
+        count += 1
+        if not curvature > 0:
+            break
+        move = move + (left / curvature) * direction
+        remainder = remainder - (left / curvature) * image
+        before, left = left, np.vdot(remainder, remainder)
+        direction = remainder + (left / before) * direction
+    change = np.vdot(move, gradient) - np.vdot(move, remainder) - (added or 0) * np.vdot(move, move)
+    return move, float(value + change / 2), count
+
+
+def _moved(parts: LowRank, move: np.ndarray, rank: int) -> LowRank:
+    """The tangent step taken, and cut to its rank; as wide as before."""
+    u, s, v = parts.left, parts.singular_values, parts.right
+    a, b = move[: len(u)], move[len(u) :]
+    whole = _product_svd(np.concatenate([u * s + a, u], axis=1), np.concatenate([v.T, b.T]))
+    return _padded(LowRank(*_cut(whole, rank)))
+
+
+def _product_svd(a: np.ndarray, b: np.ndarray) -> LowRank:
+    """Thin singular value decomposition of `a b`."""
+    q_left, r_left = np.linalg.qr(a)
+    q_right, r_right = np.linalg.qr(b.T)
+    left, values, right = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
+    return LowRank(q_left @ left, values, q_right @ right.T)
+
+
+def _cut(parts: LowRank, rank: int | None):
+    return parts.left[:, :rank], parts.singular_values[:rank], parts.right[:, :rank]
+
+
+def _padded(parts: LowRank) -> LowRank:
+    """As NumPy arrays, with zero components up to one of few widths: a program is compiled for each."""
+    rank, most = len(parts.singular_values), min(parts.shape)
+    width = min(most, max(4, 1 << (rank - 1).bit_length()))
+    add = ((0, 0), (0, width - rank))
+    left, values, right = map(np.asarray, (parts.left, parts.singular_values, parts.right))
+    return LowRank(np.pad(left, add), np.pad(values, add[1]), np.pad(right, add))

@@ -1,0 +1,204 @@
+"""Looking for the rank that the data hold, where a first fit leaves a misfit: grow, or hold out and choose.
+
+docs/recovery.md has the procedure in words, and what it reaches beside other methods.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowdim_jax._host import on_host
+from lowdim_jax.closing import Closed, close, exact_loss, factors, parts_of, residual_of, value_of
+from lowdim_jax.compression import Visible, visible_components
+from lowdim_jax.linalg import LowRank
+
+MARGIN = 1.05
+"""How far above its noise edge a residual's singular value has to be to count as structure."""
+LOOK_AHEAD = 2
+"""Ranks tried after residuals began to look like noise, or held-out errors began to rise."""
+MOST_DATA = 0.95
+"""Degrees of freedom of an exact fit, as a fraction of the data: more would fit anything."""
+HELD_OUT = 0.1
+"""Fraction of noisy data on which rank and number of steps are chosen."""
+FEWEST = 40
+"""Data below which none are held out."""
+EACH, EACH_HELD_OUT = 1500, 500
+"""Gradients that one closing may take: without noise it ends long before, where the data suffice."""
+MOST_GENERALIZED, MUCH = 0.75, 0.02
+"""Freedom over data up to which the misfit itself tells a rank, and how much better it has to be."""
+NOISY_STALL = 3e-2
+"""Three steps that reduce a noisy loss by less than this fraction are the last."""
+
+
+class Stage(NamedTuple):
+    """The best matrix of one rank that was found, its loss, and how the residual looks.
+
+    `structure` is the residual's largest singular value over its noise edge.
+    """
+
+    parts: LowRank
+    loss: float
+    structure: float
+
+    @property
+    def rank(self) -> int:
+        """Number of components."""
+        return len(self.parts.singular_values)
+
+
+class Budget:
+    """Gradients that may be spent, and those that one closing may take."""
+
+    def __init__(self, gradients: int, each: int = EACH):
+        self.left, self.spent, self.each = gradients, 0, each
+
+    def close(self, problem: Any, start: LowRank, **settings: Any) -> Closed:
+        """Close from a start, as far as gradients are left."""
+        closed = close(problem.loss, start, gradients=min(self.left, self.each), **settings)
+        self.left -= closed.gradients
+        self.spent += closed.gradients
+        return closed
+
+
+def freedom(problem: Any, rank: int, /) -> int:
+    """Degrees of freedom `r (d_out + d_in − r)` of a matrix of rank `r`."""
+    return rank * (sum(problem.shape) - rank)
+
+
+def largest_rank(problem: Any, /) -> int:
+    """Largest rank that the data determine, at least one."""
+    most, count = min(problem.shape), getattr(problem, "count", None)
+    if count is None:
+        return most
+    ranks = np.arange(1, most + 1)
+    fits = ranks * (sum(problem.shape) - ranks) <= MOST_DATA * count
+    return most if fits.all() else max(1, int(np.argmin(fits)))
+
+
+def stages(
+    problem: Any, first: LowRank, /, *, exact: float, most: int, budget: Budget, stall: float = 1e-2
+) -> Iterator[Stage]:
+    """Best matrices of growing rank; the caller ends it, or it ends where nothing is left to see.
+
+    A stage starts from the one before and the components that its residual shows above the residual's own
+    noise edge (one at least); where then nothing is left to see, also from the surrogate's own leading
+    components. The first finds small components beside large ones, the second equal ones of which too few
+    were seen.
+
+    Parameters
+    ----------
+    first
+        Where the first stage starts; its rank is the first rank.
+    exact
+        Loss at which a fit is exact.
+    most
+        Largest rank.
+    budget
+        Gradients to spend.
+    stall
+        As in `close`.
+    """
+    quiet, start = 0, first
+    while budget.left > 0:
+        rank = len(start.singular_values)
+        goal = exact_loss(loss_at_zero(problem, start.dtype), start.dtype)
+        best = budget.close(problem, start, goal=goal, stall=stall)
+        if best.loss <= exact:
+            yield Stage(best.parts, best.loss, 0.0)
+            return
+        shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
+        if not _structure(shown) > MARGIN and budget.left > 0:
+            other = on_host(problem).surrogate(rank)
+            again = budget.close(problem, other, goal=goal, stall=stall)
+            if again.loss < best.loss:
+                best = again
+                shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
+        structure = _structure(shown)
+        yield Stage(best.parts, best.loss, structure)
+        if best.loss <= exact or rank >= most:
+            return
+        quiet = 0 if structure > MARGIN else quiet + 1
+        if quiet > LOOK_AHEAD:
+            return
+        start = _sum(best.parts, shown.parts.truncate(most - rank))
+
+
+class Choice(NamedTuple):
+    """What held-out data chose: components to start from, and held-out losses of them and of a constant."""
+
+    parts: LowRank | None
+    loss: float
+    trivial: float
+    constant: LowRank
+
+
+def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget) -> Choice:
+    """Rank of the smallest loss on held-out data, and that of the best constant matrix.
+
+    `parts` is None where no rank does better than the constant (or the zero matrix).
+    """
+    first = visible_components(on_host(train)).parts.truncate(most)
+    constant = best_constant(train, first.dtype)
+    trivial = min(value_of(held.loss, matrix) for matrix in (zero_matrix(held, first.dtype), constant))
+    best, worse = Choice(None, trivial, trivial, constant), 0
+    for stage in stages(train, first, exact=exact, most=most, budget=budget, stall=NOISY_STALL):
+        loss = value_of(held.loss, stage.parts)
+        worse = worse + 1 if not loss < best.loss else 0
+        if not worse:
+            best = best._replace(parts=stage.parts, loss=loss)
+        if worse >= LOOK_AHEAD:
+            break
+    return best
+
+
+def generalized(problem: Any, found: list[Stage], /) -> tuple[Stage | None, float]:
+    """The stage of least generalized cross-validation, `ℓ / (1 − freedom / data)²`, and that.
+
+    An estimate of the loss on data held out that needs none: near the information limit there are none to
+    spare. Only of ranks whose degrees of freedom leave room (Golub, Heath and Wahba 1979).
+    """
+    scored = []
+    for stage in found:
+        share = freedom(problem, stage.rank) / problem.count
+        if share <= MOST_GENERALIZED:
+            scored.append((stage.loss / (1 - share) ** 2, stage))
+    value, stage = min(scored, key=lambda pair: pair[0], default=(np.inf, None))
+    return stage, value
+
+
+def best_constant(problem: Any, dtype: Any, /) -> LowRank:
+    """The matrix `c 1 1ᵀ` of least loss, a quadratic function of `c`."""
+    before, here, after = (
+        value_of(problem.loss, constant_matrix(problem.shape, c, dtype)) for c in (-1.0, 0.0, 1.0)
+    )
+    curvature = before - 2 * here + after
+    return constant_matrix(problem.shape, (before - after) / (2 * curvature) if curvature > 0 else 0.0, dtype)
+
+
+def constant_matrix(shape: tuple[int, int], constant: float, dtype: Any, /) -> LowRank:
+    """The matrix with all entries the same."""
+    left, right = (np.full((side, 1), side**-0.5, dtype) for side in shape)
+    size = abs(constant) * (shape[0] * shape[1]) ** 0.5
+    return LowRank(left * np.sign(constant).astype(dtype), np.array([size], dtype), right)
+
+
+def zero_matrix(problem: Any, dtype: Any, /) -> LowRank:
+    """The zero matrix."""
+    return constant_matrix(problem.shape, 0.0, dtype)
+
+
+def loss_at_zero(problem: Any, dtype: Any, /) -> float:
+    """Loss of the zero matrix."""
+    return value_of(problem.loss, zero_matrix(problem, dtype))
+
+
+def _structure(shown: Visible) -> float:
+    """Largest singular value of a residual, over its noise edge."""
+    return float(shown.parts.singular_values[0]) / shown.edge if shown.edge else np.inf
+
+
+def _sum(parts: LowRank, more: LowRank) -> LowRank:
+    """The sum of two matrices of few components, as one."""
+    (right, left), (more_right, more_left) = map(on_host, (factors(parts), factors(more)))
+    return parts_of((np.concatenate([right, more_right]), np.concatenate([left, more_left], axis=1)))
