@@ -173,7 +173,8 @@ def _product_svd(a: np.ndarray, b: np.ndarray) -> LowRank:
     q_left, r_left = np.linalg.qr(a)
     q_right, r_right = np.linalg.qr(b.T)
     left, values, right = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
-    return LowRank(q_left @ left, values, q_right @ right.T)
+    parts: Any = q_left @ left, values, q_right @ right.T
+    return LowRank(*parts)
 
 
 def _cut(parts: LowRank, rank: int | None):
@@ -185,5 +186,6 @@ def _padded(parts: LowRank) -> LowRank:
     rank, most = len(parts.singular_values), min(parts.shape)
     width = min(most, max(4, 1 << (rank - 1).bit_length()))
     add = ((0, 0), (0, width - rank))
-    left, values, right = map(np.asarray, (parts.left, parts.singular_values, parts.right))
-    return LowRank(np.pad(left, add), np.pad(values, add[1]), np.pad(right, add))
+    left, values, right = (np.asarray(part) for part in (parts.left, parts.singular_values, parts.right))
+    padded: Any = np.pad(left, add), np.pad(values, add[1]), np.pad(right, add)
+    return LowRank(*padded)

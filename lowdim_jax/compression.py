@@ -80,14 +80,14 @@ class Visible(NamedTuple):
     ----------
     parts
         The components.
-    count
+    above
         How many stand above, which may be none.
     edge
         The largest singular value that noise would have; None where the surrogate has no noise.
     """
 
     parts: LowRank
-    count: int
+    above: int
     edge: float | None
 
 

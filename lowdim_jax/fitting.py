@@ -220,7 +220,7 @@ def fit(
     }
     plateaus = (0.0, 0.0)
     if scale is not None:
-        strengths = np.asarray(look.parts.singular_values)[[0, max(look.count, 1) - 1]]
+        strengths = np.asarray(look.parts.singular_values)[[0, max(look.above, 1) - 1]]
         first, last = (_plateau(value, depth, scale, alpha) / rate for value in strengths)
         plateaus = first, last
     saved, now, run = None, {}, CheckedRun(validate and _in_units(validate, unit), patience, plateaus)
@@ -385,7 +385,7 @@ def _message(fit: Fit, outcome: Outcome, look: Visible, tolerance: float) -> str
     width = fit.settings["rank"]
     if look.edge is not None:
         parts.append(
-            f"rank {width}; {look.count} singular values of the surrogate stand above its noise edge"
+            f"rank {width}; {look.above} singular values of the surrogate stand above its noise edge"
             + (f"; {outcome.why}" if outcome.why else "")
         )
     return "; ".join(parts)

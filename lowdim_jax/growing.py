@@ -180,7 +180,8 @@ def constant_matrix(shape: tuple[int, int], constant: float, dtype: Any, /) -> L
     """The matrix with all entries the same."""
     left, right = (np.full((side, 1), side**-0.5, dtype) for side in shape)
     size = abs(constant) * (shape[0] * shape[1]) ** 0.5
-    return LowRank(left * np.sign(constant).astype(dtype), np.array([size], dtype), right)
+    parts: Any = left * np.sign(constant).astype(dtype), np.array([size], dtype), right
+    return LowRank(*parts)
 
 
 def zero_matrix(problem: Any, dtype: Any, /) -> LowRank:
@@ -201,4 +202,5 @@ def _structure(shown: Visible) -> float:
 def _sum(parts: LowRank, more: LowRank) -> LowRank:
     """The sum of two matrices of few components, as one."""
     (right, left), (more_right, more_left) = map(on_host, (factors(parts), factors(more)))
-    return parts_of((np.concatenate([right, more_right]), np.concatenate([left, more_left], axis=1)))
+    both: Any = np.concatenate([right, more_right]), np.concatenate([left, more_left], axis=1)
+    return parts_of(both)

@@ -217,11 +217,11 @@ class ObservedCompletion:
 
     def scaled(self, factor: float, /) -> "ObservedCompletion":
         """The problem of the entries times a factor, without its truth."""
-        sides = (
+        by_row, by_column = (
             replace(side, values=side.values * side.values.dtype.type(factor))
             for side in (self.by_row, self.by_column)
         )
-        return ObservedCompletion(*sides, self.count)
+        return ObservedCompletion(by_row, by_column, self.count)
 
     def residual(self, weights: Sequence[jax.Array], /) -> "ObservedCompletion":
         """The problem of what a network leaves of the entries, without its truth."""
