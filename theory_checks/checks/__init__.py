@@ -14,10 +14,12 @@ from theory_checks.checks import (
     parsimony,
     precision,
     recovery,
+    siblings,
     solvers,
     stability,
     starts,
     two_layers,
+    windows,
 )
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "parsimony",
     "precision",
     "recovery",
+    "siblings",
     "solvers",
     "stability",
     "starts",
     "two_layers",
+    "windows",
 ]

@@ -85,6 +85,40 @@ def regression(inputs: ArrayLike, outputs: ArrayLike) -> MatrixLoss:
     return evaluate
 
 
+def cross_entropy(inputs: ArrayLike, labels: ArrayLike) -> MatrixLoss:
+    """Mean softmax cross-entropy of the logits `W X`, one sample a column."""
+    inputs, labels = np.asarray(inputs, float), np.asarray(labels, int)
+
+    def evaluate(matrix):
+        logits = matrix @ inputs
+        shifted = np.exp(logits - logits.max(axis=0))
+        chances = shifted / shifted.sum(axis=0)
+        chosen = np.eye(len(matrix))[:, labels]
+        loss = -np.mean(np.log(np.sum(chances * chosen, axis=0)))
+        return loss, (chances - chosen) @ inputs.T / inputs.shape[1]
+
+    return evaluate
+
+
+def huber(inputs: ArrayLike, outputs: ArrayLike) -> MatrixLoss:
+    """Mean over entries of `½ e²` where `|e| ≤ 1` and `|e| − ½` beyond, `e = W X − Y`."""
+    inputs, outputs = np.asarray(inputs, float), np.asarray(outputs, float)
+
+    def evaluate(matrix):
+        misfit = matrix @ inputs - outputs
+        size = np.abs(misfit)
+        loss = np.mean(np.where(size <= 1, misfit**2 / 2, size - 0.5))
+        return loss, np.clip(misfit, -1, 1) @ inputs.T / misfit.size
+
+    return evaluate
+
+
+def alternating(problems: Sequence[MatrixLoss]) -> MatrixLoss:
+    """Another problem at each call, in order: mini-batches."""
+    upcoming = iter(problems)
+    return lambda matrix: next(upcoming)(matrix)
+
+
 def loss_and_gradients(problem: MatrixLoss, weights: Sequence[np.ndarray]) -> tuple[float, Network]:
     """The loss, and `∇_l = (W_L ⋯ W_{l+1})ᵀ ∇ℓ(W) (W_{l−1} ⋯ W_1)ᵀ` of every layer."""
     loss, outer = problem(product(weights))

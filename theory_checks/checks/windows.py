@@ -1,0 +1,282 @@
+"""Statements 3.8 and 3.9 of docs/theory.md: any loss, any data, any width; compressed networks."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.optimize import minimize
+
+import lowdim_jax as ld
+from theory_checks.reference import networks as reference
+from theory_checks.registry import Curve, Evidence, check
+from theory_checks.setting import Setting
+
+SPACES, SAMPLES, BATCH = (8, 40, 40, 3), 12, 4
+STEPS, MOMENTUM, DECAY = 60, 0.8, 0.02
+RATES = {"cross-entropy": 0.02, "Huber": 0.02, "squared": 0.002}
+
+
+def _network(rng: np.random.Generator, spaces, *, middle="orthogonal") -> list[np.ndarray]:
+    """Gaussian outer layers, and middle ones orthogonal times a scale each; or, as a control, Gaussian."""
+    shapes = [(after, before) for before, after in pairwise(spaces)]
+    weights = [rng.standard_normal(shape) / shape[1] ** 0.5 for shape in shapes]
+    if middle == "orthogonal":
+        for number, weight in enumerate(weights[1:-1]):
+            weights[number + 1] = (0.7 + 0.1 * number) * np.linalg.qr(weight)[0]
+    return weights
+
+
+def _data(rng: np.random.Generator, spaces, samples: int):
+    """Inputs, labels and outputs, one sample a column."""
+    labels = rng.integers(0, spaces[-1], samples)
+    return rng.standard_normal((spaces[0], samples)), labels, rng.standard_normal((spaces[-1], samples))
+
+
+def _loss(name: str, data, batches):
+    """The same losses as the reference's, in JAX and with optax, on the batch of a step."""
+    inputs, labels, outputs = (jnp.asarray(part) for part in data)
+
+    def loss(weights, step):
+        batch = jnp.asarray(batches)[step]
+        logits, misfit = ld.forward(weights, inputs[:, batch]), outputs[:, batch]
+        if name == "cross-entropy":
+            return optax.softmax_cross_entropy_with_integer_labels(logits.T, labels[batch]).mean()
+        if name == "Huber":
+            return optax.huber_loss(logits, misfit).mean()
+        return jnp.sum((logits - misfit) ** 2) / 2
+
+    return loss
+
+
+def _reference(name: str, data, batches):
+    inputs, labels, outputs = data
+    make = {
+        "cross-entropy": lambda b: reference.cross_entropy(inputs[:, b], labels[b]),
+        "Huber": lambda b: reference.huber(inputs[:, b], outputs[:, b]),
+        "squared": lambda b: reference.regression(inputs[:, b], outputs[:, b]),
+    }[name]
+    return reference.alternating([make(batch) for batch in batches])
+
+
+@check(
+    "window-reduction",
+    claim="Under cross-entropy, Huber's and the squared loss on mini-batches, with momentum and weight decay "
+    "and any outer layers, the reduced network gives every layer of one wider than its inputs and outputs.",
+    source="3.8",
+    controls={
+        "Adam, which does not rotate with the weights": {"adam": True, "losses": ("cross-entropy",)},
+        "a Gaussian middle layer": {"middle": "gaussian", "losses": ("cross-entropy",)},
+        "a loss that sees all of the network": {"shown": 5, "losses": ("squared",)},
+    },
+    any_target=False,
+    rests_on=("library", "reference"),
+)
+def window_reduction(
+    setting: Setting, /, *, losses=tuple(RATES), middle="orthogonal", adam=False, shown=SAMPLES
+) -> Evidence:
+    """`shown` samples span the window: fewer than the loss sees are the last control's."""
+    errors, moved, widths = [], [], []
+    for seed in range(setting.seeds):
+        rng = np.random.default_rng(seed)
+        weights, data = _network(rng, SPACES, middle=middle), _data(rng, SPACES, SAMPLES)
+        batches = rng.integers(0, SAMPLES, (STEPS + 1, BATCH))
+        start = [jnp.asarray(weight, setting.dtype) for weight in weights]
+        worst = []
+        for name in losses:
+            data_here = tuple(np.asarray(part, setting.dtype if part.ndim > 1 else int) for part in data)
+            reduction = ld.reduce(
+                start, _loss(name, data_here, batches), window=data_here[0][:, :shown], per_step=True,
+                strict=False,
+            )
+            rule = ld.GradientDescent(RATES[name], momentum=MOMENTUM, weight_decay=DECAY)
+            optimizer = optax.adam(RATES[name]) if adam else rule
+            run = ld.reduced_descent(reduction, optimizer, steps=STEPS, record_every=STEPS, strict=False)
+            lifted = [np.asarray(layer, float) for layer in reduction.lift(run.weights)]
+            problem = _reference(name, data, batches)
+            if adam:
+                full = reference.adam(problem, weights, rate=RATES[name], steps=STEPS)[-1]
+            else:
+                full = reference.descent(
+                    problem, weights, rate=RATES[name], steps=STEPS, momentum=MOMENTUM, decay=DECAY
+                )[-1]
+            worst.append(max(_gap(a, b) for a, b in zip(full, lifted, strict=True)))
+            moved.append(max(_gap(a, b) for a, b in zip(full, weights, strict=True)))
+            widths.append(max(layer.core.shape[0] for layer in reduction.layers))
+        errors.append(worst)
+    table = np.array(errors)  # seeds × losses
+    return Evidence(
+        errors=np.max(table, axis=1),
+        tolerance=setting.rounding(STEPS),
+        reason=f"rounding of {STEPS} steps",
+        quantity="largest relative Frobenius difference of a layer from the one trained at full width",
+        predicted={"difference": 0, "largest core width": min(SPACES[0], shown) + SPACES[-1]},
+        measured={f"{name}": float(np.max(table[:, k])) for k, name in enumerate(losses)}
+        | {"largest core width": max(widths), "how far a layer moves, at least": float(min(moved))},
+    )
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+
+@check(
+    "width-independence",
+    claim="Networks of all hidden widths whose outer layers have the same Gram matrix have the same losses "
+    "at every step: those of the cores that are drawn without any of them.",
+    source="3.8",
+    controls={"outer layers drawn anew at each width": {"anew": True}},
+    any_target=False,
+    rests_on=("library", "reference"),
+)
+def width_independence(setting: Setting, /, *, anew=False) -> Evidence:
+    steps, rate, scale, hidden = 40, 0.05, (1.0, 0.8, 0.5), (12, 25, 50)
+    d_in, d_out = 5, 3
+    errors, lines, curve = [], [], np.zeros(steps + 1)
+    for seed in range(setting.seeds):
+        rng = np.random.default_rng(seed)
+        inputs, labels, _ = data = _data(rng, (d_in, d_out), SAMPLES)
+        loss = _loss("cross-entropy", tuple(np.asarray(part) for part in data), np.arange(SAMPLES)[None])
+        drawn = ld.sample(
+            jax.random.key(seed), (d_in, 10**6, 10**6, d_out), lambda w, loss=loss: loss(w, 0), scale=scale,
+            outer="gaussian", dtype=setting.dtype,
+        )
+        curve = np.asarray(ld.reduced_descent(drawn, ld.GradientDescent(rate), steps=steps).losses, float)
+        problem = reference.cross_entropy(inputs, labels)
+        worst = []
+        for h in hidden:
+            basis, middle = (np.linalg.qr(rng.standard_normal((h, m)))[0] for m in (d_in + d_out, h))
+            cores = [np.asarray(layer.core, float) for layer in drawn.layers]
+            if anew:
+                cores = [core * rng.standard_normal(core.shape) for core in cores]
+            full = [basis @ cores[0], scale[1] * middle, cores[-1] @ (middle @ basis).T]
+            history = reference.descent(problem, full, rate=rate, steps=steps)
+            losses = np.array([problem(reference.product(weights))[0] for weights in history])
+            worst.append(float(np.max(np.abs(losses - curve)) / curve[0]))
+            if seed == setting.seeds - 1:
+                lines.append(losses)
+        errors.append(worst)
+    table = np.array(errors)
+    return Evidence(
+        errors=np.max(table, axis=1),
+        tolerance=setting.rounding(steps),
+        reason=f"rounding of {steps} steps",
+        quantity="largest difference of the loss at a step, relative to its start",
+        predicted={"difference": 0},
+        measured={f"hidden width {h}": float(np.max(table[:, k])) for k, h in enumerate(hidden)},
+        curves=(
+            Curve("cross-entropy at three hidden widths, and of cores drawn at 10⁶", np.arange(steps + 1),
+                  np.repeat(curve[:, None], len(hidden), axis=1), np.transpose(lines), xlabel="step",
+                  ylabel="loss"),
+        ),
+    )
+
+
+@check(
+    "largest-margin",
+    claim="Under the exponential loss on separable data a network of width 10⁶ turns to the direction of "
+    "largest margin, and its layers align: all but the first singular value of each vanish beside it.",
+    source="3.8",
+    controls={"labels that no direction separates": {"separable": False}},
+    any_target=False,
+    rests_on=("NumPy", "library"),
+)
+def largest_margin(setting: Setting, /, *, separable=True) -> Evidence:
+    """Its logarithm has the loss's gradient directions, and shortens a wait that is exponential in `‖W‖`."""
+    d, samples, steps = 4, 16, 2000
+    errors, angles, ratios = [], [], []
+    for seed in range(setting.seeds):
+        rng = np.random.default_rng(seed)
+        teacher = rng.standard_normal(d)
+        inputs = rng.standard_normal((d, samples))
+        signs = np.sign(teacher @ inputs)
+        inputs += 0.5 * np.outer(teacher / np.linalg.norm(teacher), signs)  # a margin
+        shown = signs.copy()
+        if not separable:
+            shown[: samples // 4] *= -1
+        signed = jnp.asarray(inputs * shown, setting.dtype)
+
+        def loss(weights, signed=signed):
+            return jax.nn.logsumexp(-(ld.end_to_end(weights) @ signed)[0])
+
+        small = ld.sample(jax.random.key(seed), (d, 10**6, 10**6, 1), loss, scale=0.3, dtype=setting.dtype)
+        run = ld.reduced_descent(small, ld.GradientDescent(0.005), steps=steps, tolerance=-60.0)
+        network = [np.asarray(weight, float) for weight in small.problem.network(run.weights)]
+        direction = reference.product(network)[0]
+        best = _largest_margin(inputs * signs)
+        cosine = direction @ best / np.linalg.norm(direction) / np.linalg.norm(best)
+        angles.append(float(np.arccos(np.clip(cosine, -1, 1))))
+        spectra = [np.linalg.svd(weight, compute_uv=False) for weight in network[:-1]]
+        ratios.append(max(float(values[1] / values[0]) for values in spectra))
+        errors.append(max(angles[-1], ratios[-1]))
+    return Evidence(
+        errors=np.array(errors),
+        tolerance=0.1,
+        reason="both fall as a power of 1/‖W‖, and the runs end at a loss of e⁻⁶⁰, ‖W‖ of about 100",
+        quantity="larger of the angle to the direction of largest margin (quadratic programme, SciPy) and "
+        "the second over the first singular value of a layer's moving part",
+        predicted={"angle": 0, "ratio": 0},
+        measured={"angle": angles, "ratio": ratios},
+    )
+
+
+def _largest_margin(signed: np.ndarray) -> np.ndarray:
+    """Shortest `w` with `w · y_i x_i ≥ 1` for all samples."""
+    start = np.linalg.lstsq(signed.T, np.ones(signed.shape[1]), rcond=None)[0]
+    found = minimize(
+        lambda w: w @ w / 2, start, jac=lambda w: w, method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda w: w @ signed - 1, "jac": lambda w: signed.T},
+        options={"maxiter": 500, "ftol": 1e-12},
+    )
+    return found.x
+
+
+@check(
+    "compressed-reduction",
+    claim="A compressed network on a known target reduces from any start, in every layer: to ends r̂ wide "
+    "from the spectral one, r̂ + r from others.",
+    source="3.9",
+    controls={"a target of higher rank than the reduction was told of": {"told": 2}},
+    any_target=False,
+    rests_on=("library", "reference"),
+)
+def compressed_reduction(setting: Setting, /, *, told=3) -> Evidence:
+    d_out, d_in, rank, factor, steps = 30, 26, 3, 2, 60
+    rate, decay = 0.02, 0.02
+    optimizer = ld.GradientDescent(rate, alpha=1.5, momentum=0.6, weight_decay=decay)
+    found: dict[str, list[float]] = {}
+    ends: dict[str, tuple[int, int]] = {}
+    for seed in range(setting.seeds):
+        key = jax.random.key(seed)
+        sigma = jnp.linspace(3.0, 1.2, rank, dtype=setting.dtype)
+        target = ld.random_target(key, (d_out, d_in), sigma)
+        width = factor * rank
+        spaces = (d_in, width, width, d_out)
+        starts = {
+            "spectral": ld.compress(target, depth=3, rank=width, scale=0.3),
+            "orthogonal": ld.orthogonal(key, spaces, scale=0.5, dtype=setting.dtype),
+            "Gaussian": ld.gaussian(key, spaces, scale=0.5, dtype=setting.dtype),
+        }
+        problem = reference.factorization(np.asarray(target.dense(), float))
+        for name, start in starts.items():
+            reduction = ld.reduce(start, target.truncate(told))
+            run = ld.reduced_descent(reduction, optimizer, steps=steps, record_every=steps)
+            full = reference.descent(
+                problem, [np.asarray(w, float) for w in start], rate=rate, steps=steps, alpha=1.5,
+                momentum=0.6, decay=decay,
+            )[-1]
+            lifted = [np.asarray(w, float) for w in reduction.lift(run.weights)]
+            found.setdefault(name, []).append(max(_gap(a, b) for a, b in zip(full, lifted, strict=True)))
+            ends[name] = (reduction.layers[0].core.shape[1], reduction.layers[-1].core.shape[0])
+    predicted = {"spectral": (6, 6), "orthogonal": (9, 9), "Gaussian": (9, 9)}
+    table = np.array(list(found.values()))
+    return Evidence(
+        errors=np.max(table, axis=0) if ends == predicted else np.full(setting.seeds, np.inf),
+        tolerance=setting.rounding(steps),
+        reason=f"rounding of {steps} steps",
+        quantity="largest relative Frobenius difference of a layer; ∞ where an end has another width",
+        predicted={f"ends, {name}": pair for name, pair in predicted.items()} | {"difference": 0},
+        measured={f"ends, {name}": pair for name, pair in ends.items()}
+        | {f"difference, {name}": max(gaps) for name, gaps in found.items()},
+    )
