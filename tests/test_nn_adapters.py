@@ -329,6 +329,27 @@ def test_ranks_follow_the_surrogates_energy_or_a_budget(plain):
     assert again.ranks == limited.ranks
 
 
+def test_the_noise_rank_counts_components_that_both_halves_of_a_batch_show():
+    """A planted gradient of rank 2 among the noise of its batch: `Y = X Wᵀ + noise`."""
+    rng = np.random.default_rng(0)
+    model, x = nnx.List([nnx.Linear(12, 10, rngs=nnx.Rngs(0))]), rng.standard_normal((4000, 12))
+    left, right = (np.linalg.qr(rng.standard_normal((n, 2)))[0] for n in (10, 12))
+    y = x @ (np.asarray(model[0].kernel[...]) + right @ np.diag([3.0, 2.0]) @ left.T)
+    batch = [jnp.asarray(part, jnp.float32) for part in (x, y + rng.standard_normal(y.shape))]
+
+    def misfit(model, x, y):
+        return jnp.mean(jnp.sum((model[0](x) - y) ** 2, axis=1)) / 2
+
+    (line,) = nn.adapt(model, "0", rank="noise", loss=misfit, batch=tuple(batch)).layers
+    assert line.rank == 2
+    inward = np.asarray(model[0].delta.inward.kernel[...])
+    assert np.linalg.norm(inward.T @ right) > 0.99 * 2**0.5
+    for wrong in ({"batch": (batch[0][:3], batch[1])}, {"batch": ()}, {"rank": "big"}):
+        model = nnx.List([nnx.Linear(12, 10, rngs=nnx.Rngs(0))])
+        with pytest.raises(ValueError, match=r"halves the batch|rank='big', expected an integer"):
+            nn.adapt(model, "0", **{"rank": "noise", "loss": misfit, "batch": tuple(batch)} | wrong)
+
+
 def test_a_budget_is_spent_where_a_parameter_brings_most():
     """By hand: after rank 1 everywhere (30 + 10) the offers are 60/30 and 50/10, then 60/30 and 1/10."""
     energies = {"wide": np.array([100.0, 60.0, 1.0]), "narrow": np.array([70.0, 50.0, 1.0])}

@@ -18,6 +18,7 @@ from lowdim_jax.nn.deltas import (
     Delta,
     DeltaParam,
     DeltaStart,
+    above_noise,
     chosen_ranks,
     delta_of,
     energies_of,
@@ -117,7 +118,7 @@ def adapt(
     pattern: Pattern,
     /,
     *,
-    rank: int | Mapping[str, int] | None = 8,
+    rank: int | Mapping[str, int] | Literal["noise"] | None = 8,
     depth: int = 2,
     start: Literal["surrogate", "random"] = "surrogate",
     loss: Callable | None = None,
@@ -145,7 +146,10 @@ def adapt(
         Regular expression that the whole path must fit, or a function of path and layer.
     rank
         `r`, cut to the smaller side of a layer; or one for each path, as in `Report.ranks`; or None:
-        chosen a layer, see `energy` and `budget`.
+        chosen a layer, see `energy` and `budget`; or `"noise"`: the number of components that the
+        surrogate has above the noise of its batch, `σ_i > ‖(S_1 − S_2)/2‖₂` with the surrogates `S_1,
+        S_2` of the batch's two halves, whose mean is then the surrogate. For a loss that is a mean over
+        the first axis of every array of the batch.
     depth
         Number of factors, at least 2.
     start
@@ -187,7 +191,12 @@ def adapt(
     _check(depth, start, zero, scale, loss, rngs)
     check_rank_choice(rank, energy, budget, chosen_from_surrogate=start == "surrogate")
     found, skipped = targets(model, pattern, (Adapted, Delta))
-    surrogates = surrogates_of(model, found, loss, batch) if loss and start == "surrogate" else None
+    surrogates = None
+    if start == "surrogate" and loss is not None:
+        if isinstance(rank, str):
+            surrogates, rank = above_noise(model, found, loss, batch)
+        else:
+            surrogates = surrogates_of(model, found, loss, batch)
     rule = {"depth": depth, "energy": energy, "budget": budget}
     ranks = chosen_ranks(found, rank, lambda: map(energies_of, surrogates or ()), **rule)
     lines, new = [], {}

@@ -157,6 +157,37 @@ def surrogates_of(model: nnx.Module, found: Found, loss: Callable, batch: tuple,
     return matrices
 
 
+def above_noise(
+    model: nnx.Module, found: Found, loss: Callable, batch: tuple, /
+) -> tuple[list[Any], dict[str, int]]:
+    """Surrogates, and how many components of each exceed the spectral norm of its noise, at least one.
+
+    With `S_1, S_2` from the halves of a batch, `(S_1 − S_2)/2` has the law of the noise in their mean.
+
+    Raises
+    ------
+    ValueError
+        If the arrays of the batch do not agree in their first axis, or it is shorter than 2.
+    """
+    counts = {leaf.shape[0] if getattr(leaf, "ndim", 0) else None for leaf in jax.tree.leaves(batch)}
+    count = counts.pop() if len(counts) == 1 else None
+    if count is None or count < 2:
+        raise ValueError("rank='noise' halves the batch, expected arrays of one length of at least 2")
+    middle = count // 2
+    halves = [
+        surrogates_of(model, found, loss, jax.tree.map(lambda leaf, s=rows: leaf[s], batch))
+        for rows in (slice(0, middle), slice(middle, 2 * middle))
+    ]
+    surrogates, ranks = [], {}
+    for path, first, second in zip(found, *halves, strict=True):
+        mean, noise = ((np.asarray(first, float) + sign * np.asarray(second, float)) / 2 for sign in (1, -1))
+        level = np.linalg.norm(noise, ord=2, axis=(1, 2))
+        above = np.linalg.svd(mean, compute_uv=False) > level[:, None]
+        ranks[path] = max(1, int(above.sum(axis=1).max()))
+        surrogates.append(mean.astype(first.dtype))
+    return surrogates, ranks
+
+
 def chosen_ranks(found: Found, rank: Any, energies_of: Callable, /, **rule: Any) -> dict[str, int]:
     """Rank of each layer: as given, cut to its smaller side, or from `σ_i²` as `ranks_within` says."""
     most = {path: min(kernel.shape) for path, (_, kernel) in found.items()}

