@@ -110,8 +110,8 @@ class Sensing:
         """`‖𝒜(W) − y‖² / 2c`, on average over isotropic measurements `½‖W − Φ‖_F²`."""
         check_fits(weights, self.shape)
         matrix = end_to_end(weights)
-        misfit = _linear(self.operator)(matrix) - self.labels.astype(matrix.dtype)
-        return jnp.sum(misfit**2) / (2 * self.curvature.astype(matrix.dtype))
+        half = _half_squared_misfit(self.operator, self.labels.astype(matrix.dtype))
+        return half(matrix) / self.curvature.astype(matrix.dtype)
 
     def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
@@ -286,15 +286,19 @@ def _operator(measurements, shape) -> _Stack | _Pair:
     return _Stack(stack)
 
 
-def _linear(operator) -> Callable[[jax.Array], jax.Array]:
-    """`𝒜` with `𝒜*` as its derivative's transpose: a caller's `apply` is never differentiated."""
+def _half_squared_misfit(operator: "_Stack | _Pair", labels: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """`½‖𝒜(W) − y‖²` with the gradient `𝒜*(𝒜(W) − y)`: no caller's `apply` is differentiated for it."""
 
-    @jax.custom_vjp
-    def apply(matrix):
-        return operator.apply(matrix)
+    @jax.custom_jvp
+    def half(matrix):
+        return jnp.sum((operator.apply(matrix) - labels) ** 2) / 2
 
-    apply.defvjp(lambda matrix: (apply(matrix), None), lambda _, y: (operator.adjoint(y),))
-    return apply
+    @half.defjvp
+    def _(matrices, tangents):
+        misfit = operator.apply(matrices[0]) - labels
+        return jnp.sum(misfit**2) / 2, jnp.vdot(operator.adjoint(misfit), tangents[0])
+
+    return half
 
 
 def _check_adjoint(operator: _Pair, labels: jax.Array) -> None:
