@@ -159,8 +159,10 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
     ticks = times.astype(y0.dtype) / end
     gradient = jax.grad(lambda y: loss(unravel(y)))
     start = -end * rates * gradient(y0)
-    starts = jnp.all(jnp.isfinite(start))  # otherwise nothing moves, and the run is over at once
-    first_step = jnp.clip(rtol**-0.8 / rms(start / scale(y0)), 1e-10, 1e-2)
+    starts = jnp.all(jnp.isfinite(start))  # otherwise zeros stay where they are, and the run is over at once
+    start = jnp.where(starts, start, 0)
+    begin = jnp.where(starts, y0, 0)
+    first_step = jnp.clip(rtol**-0.8 / rms(start / scale(begin)), 1e-10, 1e-2)
     inverse_rates = jnp.where(rates > 0, 1 / jnp.where(rates > 0, rates, 1), 0)
 
     def record(t, y, args):
@@ -173,7 +175,7 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
         jnp.zeros((), y0.dtype),
         jnp.ones((), y0.dtype),
         first_step,
-        y0,
+        begin,
         stepsize_controller=diffrax.ClipStepSizeController(
             diffrax.PIDController(
                 rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.4, safety=0.8, dtmin=1e-20, force_dtmin=False
@@ -189,7 +191,7 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
     )
     assert solution.ts is not None  # for the type checker: something is saved
     assert solution.ys is not None
-    recorded = jnp.isfinite(solution.ts[0])
+    recorded = jnp.isfinite(solution.ts[0]) & starts
     losses, *observed = jax.tree.map(
         lambda leaf: _blank_where_unrecorded(leaf, recorded), solution.ys[0]
     )
@@ -206,7 +208,7 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
     trajectory = Trajectory(
         losses=losses,
         observed=observed[0] if observed else (),
-        weights=unravel(solution.ys[1][0]),
+        weights=unravel(jnp.where(starts, solution.ys[1][0], y0)),
         status=status,
         count=jnp.sum(recorded),
         num_steps=solution.stats["num_steps"],
@@ -217,7 +219,7 @@ def _integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, ma
 
 @contextmanager
 def _without_callbacks() -> Iterator[None]:
-    """Equinox's runtime errors are callbacks to the host: no other device's program can have them, nor the cache.
+    """Equinox's runtime errors are callbacks to the host, which neither other devices nor the cache can have.
 
     Nothing is lost: times are checked here, and how the solver ended is the trajectory's status.
     """

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 
 import lowdim_jax as ld
 from lowdim_jax import theory
@@ -261,3 +262,67 @@ def test_bad_settings_are_named(name):
             np.asarray(times),
             **options,
         )
+
+
+def problem_and_start(dtype):
+    target = ld.random_target(jax.random.key(0), (12, 9), jnp.asarray([3.0, 2.0, 1.0], dtype))
+    return ld.factorization(target), ld.compress(target, depth=3, scale=0.3)
+
+
+@pytest.mark.parametrize("solver", ["explicit", "implicit"])
+def test_a_layer_that_starts_at_zero_is_no_trouble(x64, solver):
+    """As an adapter's does: the error allowed follows from the layers that are not zero."""
+    problem, (first, middle, last) = problem_and_start("float64")
+    start = (first, middle, jnp.zeros_like(last))
+    times = jnp.array([0.0, 0.5, 1.0])
+    run = ld.gradient_flow(problem, start, times, solver=solver)
+    assert run.ok
+    assert run.num_steps < 500
+    expected = scipy_flow(problem, start, times[-1])
+    for layer, same in zip(run.weights, expected, strict=True):
+        np.testing.assert_allclose(layer, same, atol=1e-6)
+
+
+def scipy_flow(problem, start, end):
+    """The end of the flow by SciPy's LSODA, on gradients of factorization written out in NumPy."""
+    shapes = [layer.shape for layer in start]
+    cuts = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+    target = np.asarray(problem.target.dense())
+
+    def layers(y):
+        return [part.reshape(shape) for part, shape in zip(np.split(y, cuts), shapes, strict=True)]
+
+    def field(_, y):
+        a, b, c = layers(y)
+        misfit = c @ b @ a - target
+        parts = (c @ b).T @ misfit, c.T @ misfit @ a.T, misfit @ (b @ a).T
+        return -np.concatenate([part.ravel() for part in parts])
+
+    y0 = np.concatenate([np.ravel(layer) for layer in start])
+    done = scipy.integrate.solve_ivp(field, (0, float(end)), y0, method="LSODA", rtol=1e-10, atol=1e-12)
+    return layers(done.y[:, -1])
+
+
+def test_a_start_that_is_not_finite_is_over_at_once(x64):
+    problem, (first, middle, last) = problem_and_start("float64")
+    run = ld.gradient_flow(problem, (first, middle.at[0, 0].set(jnp.nan), last), jnp.array([0.0, 5.0]))
+    assert run.status == Status.DIVERGED
+    assert run.num_steps < 100
+    assert "not finite at the initial weights" in run.message
+
+
+def test_nothing_moves_from_all_zeros(x64):
+    problem, start = problem_and_start("float64")
+    zeros = jax.tree.map(jnp.zeros_like, start)
+    run = ld.gradient_flow(problem, zeros, jnp.array([0.0, 5.0]))
+    assert run.ok
+    assert run.num_steps < 100
+    np.testing.assert_allclose(run.losses, (9 + 4 + 1) / 2)
+
+
+def test_the_default_error_per_step_is_what_the_precision_resolves():
+    problem, start = problem_and_start("float32")
+    times = jnp.array([0.0, 1.0, 3.0])
+    run = ld.gradient_flow(problem, start, times, solver="explicit")
+    assert run.ok
+    assert run.num_steps < 300  # at 1e-8 it would be thousands

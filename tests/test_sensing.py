@@ -168,3 +168,34 @@ def test_a_wrong_adjoint_is_refused(stack):
 def test_a_recovery_error_needs_a_truth(stack):
     with pytest.raises(ValueError, match="truth is None"):
         ld.sensing(stack, jnp.ones(M)).recovery_error(network())
+
+
+@pytest.mark.parametrize("form", ["stack", "functions", "observed"])
+def test_second_derivatives_are_those_of_differences(x64, form):
+    """Hessian–vector products by forward mode over the gradient, against central differences of gradients."""
+    rng = np.random.default_rng(0)
+    matrices, truth = rng.standard_normal((30, 4, 5)), rng.standard_normal((4, 5))
+    if form == "observed":
+        rows, columns = np.nonzero(rng.random((4, 5)) < 0.7)
+        problem = ld.observed_completion(rows, columns, truth[rows, columns], shape=(4, 5))
+    elif form == "stack":
+        problem = ld.sensing(matrices, truth=truth)
+    else:
+        functions = (
+            lambda w: jnp.einsum("mij,ij->m", matrices, w),
+            lambda y: jnp.einsum("mij,m->ij", matrices, y),
+        )
+        problem = ld.sensing(functions, truth=truth, shape=(4, 5))
+    weights = tuple(jnp.asarray(rng.standard_normal(shape)) for shape in ((3, 5), (4, 3)))
+    along = tuple(jnp.asarray(rng.standard_normal(layer.shape)) for layer in weights)
+    gradient = jax.grad(problem.loss)
+    product = jax.jvp(gradient, (weights,), (along,))[1]
+
+    def moved(step):
+        return gradient(tuple(w + step * d for w, d in zip(weights, along, strict=True)))
+
+    for layer, up, down in zip(product, moved(1e-5), moved(-1e-5), strict=True):
+        np.testing.assert_allclose(layer, (up - down) / 2e-5, rtol=1e-6, atol=1e-6)
+    slope = jax.jvp(problem.loss, (weights,), (along,))[1]
+    dots = [float(jnp.vdot(g, d)) for g, d in zip(gradient(weights), along, strict=True)]
+    np.testing.assert_allclose(slope, sum(dots), rtol=1e-12)

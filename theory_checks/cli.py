@@ -66,6 +66,13 @@ def _parser() -> Parser:
     run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
     run.set_defaults(command=_run)
 
+    dry = commands.add_parser(
+        "lower", parents=[only], help="lower every program of the checks for a device that is not here"
+    )
+    dry.add_argument("--device", choices=("cuda", "rocm", "tpu"), required=True)
+    dry.add_argument("--dtype", choices=DTYPES, default="float32")
+    dry.set_defaults(command=_lower)
+
     compare = commands.add_parser("compare", help="what changed between two runs; exit code 1 if worse")
     compare.add_argument("before", type=Path, metavar="A.json")
     compare.add_argument("after", type=Path, metavar="B.json")
@@ -210,6 +217,35 @@ def _run(arguments: argparse.Namespace) -> int:
     if interrupts.asked:
         return INTERRUPTED
     return OK if all(result.outcome in ("pass", "not-applicable") for result in results) else FAILED
+
+
+def _lower(arguments: argparse.Namespace) -> int:
+    from theory_checks.lowering import recording
+
+    failed = 0
+    with recording(arguments.device) as programs:  # before the library is imported
+        _configure_jax("cpu", arguments.dtype)
+
+        from theory_checks.runner import run_check
+        from theory_checks.selection import load, select
+        from theory_checks.setting import Setting
+
+        for path in arguments.load:
+            load(path)
+        for check in select(arguments.only):
+            before = len(programs)
+            result = run_check(check, Setting(dtype=arguments.dtype, seeds=1))
+            new = programs[before:]
+            calls = sorted({call for program in new for call in program.calls})
+            bad = {program.name: program.error.splitlines()[0] for program in new if program.error}
+            print(f"{check.name}: {len(new)} programs, custom calls {', '.join(calls) or 'none'}", flush=True)
+            for name, error in bad.items():
+                print(f"    {name} cannot be lowered: {error[:160]}")
+            if result.outcome == "error":
+                print(f"    the check itself failed here: {result.detail[:160]}")
+            failed += bool(bad) or result.outcome == "error"
+    print(f"{len(programs)} programs lowered for {arguments.device} in {arguments.dtype}; none has run there")
+    return FAILED if failed else OK
 
 
 def _statement(arguments: argparse.Namespace) -> int:
