@@ -5,21 +5,29 @@ do not wait for that.
 """
 
 import argparse
+import errno
+import glob
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-OK, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
-"""Exit codes. The last two are those a shell gives to what SIGINT or SIGPIPE ends."""
+OK, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
+"""Exit codes. The last three are those a shell gives to what SIGINT, SIGPIPE or SIGTERM ends."""
 
 
 LONGEST_ERROR = 600
 """Characters of a message."""
+
+
+class Terminated(BaseException):
+    """SIGTERM has come: what is open is closed, and nothing temporary is left."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,10 +63,11 @@ def run(parser: Parser, argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # consoles without Greek get question marks
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        arguments = parser.parse_args(argv)
-        code = arguments.command(arguments)
-        sys.stdout.flush()
-        return code
+        with _ended_in_order():
+            arguments = parser.parse_args(argv)
+            code = arguments.command(arguments)
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
         # What is still buffered goes nowhere, or Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,9 +75,31 @@ def run(parser: Parser, argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {_one_line(_said(error))}", file=sys.stderr)
         return BAD_INPUT
+    except MemoryError as error:
+        print(f"{parser.prog}: error: out of memory: {_one_line(str(error))}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM as an exception, in the main thread: Python would end without tidying up."""
+
+    def came(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, came)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _said(error: Exception) -> str:
@@ -133,6 +164,10 @@ def replace_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     ['a.txt']
     """
     temporary = tuple(path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}") for path in paths)
+    for path in paths:
+        if path.is_dir():  # before one of several has taken its place
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _sweep(path)
     try:
         yield temporary
         for new in temporary:
@@ -143,3 +178,22 @@ def replace_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     finally:
         for new in temporary:
             new.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a process that was killed while it wrote a file has left."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*{glob.escape(path.suffix)}"):
+        writer = left.name[len(path.stem) + 2 : len(left.name) - len(path.suffix)]
+        if writer.isascii() and writer.isdigit() and not _runs(int(writer)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

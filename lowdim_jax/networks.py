@@ -263,13 +263,13 @@ def entries(
     """
     a, b = end_to_end_factors(weights)
     rows, columns = (
-        index if is_traced(index) else checked_indices(name, index, size)[0]
+        jnp.asarray(index if is_traced(index) else checked_indices(name, index, size)[0])
         for name, index, size in (("rows", rows, len(a)), ("columns", columns, b.shape[1]))
     )
     if rows.ndim != 1 or rows.shape != columns.shape:
         shapes = f"{rows.shape} and {columns.shape}"
         raise ValueError(f"rows and columns have shapes {shapes}, expected two of one length")
-    return jnp.sum(a[jnp.asarray(rows)] * b.T[jnp.asarray(columns)], axis=1)
+    return jnp.sum(a[rows] * b.T[columns], axis=1)
 
 
 def pad(weights, rank: int, /):

@@ -1,5 +1,7 @@
 """The four command lines behave alike, and what they write appears whole or not at all."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -115,3 +117,38 @@ def test_nothing_is_replaced_by_what_was_not_written(tmp_path):
     with pytest.raises(FileNotFoundError), lowdim_command.replace_files(path):
         pass
     assert path.read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    told = [sys.executable, "-c", "import os; print(os.getpid())"]
+    ended = int(subprocess.run(told, capture_output=True, check=True).stdout)
+    gone = tmp_path / f".a.{ended}.txt"
+    living, other = tmp_path / f".a.{os.getppid()}.txt", tmp_path / ".a.notes.txt"
+    for path in (gone, living, other):
+        path.write_text("")
+    with lowdim_command.replace_files(tmp_path / "a.txt") as (temporary,):
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", living.name, other.name}
+
+
+def test_a_folder_in_the_place_of_one_of_two_files_leaves_both_as_they_were(tmp_path):
+    (tmp_path / "b.txt").mkdir()
+    both = tmp_path / "a.txt", tmp_path / "b.txt"
+    with pytest.raises(IsADirectoryError), lowdim_command.replace_files(*both):
+        raise AssertionError("nothing is to be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
+
+
+def test_termination_leaves_nothing_temporary(tmp_path):
+    def write(arguments):
+        with lowdim_command.replace_files(tmp_path / "a.txt") as (temporary,):
+            temporary.write_text("half")
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    parser = lowdim_command.new_parser("p", "")
+    parser.set_defaults(command=write)
+    assert lowdim_command.run(parser, []) == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before

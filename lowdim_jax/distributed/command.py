@@ -32,7 +32,7 @@ from lowdim_jax.distributed.shards import (
     write_shards,
 )
 
-PROGRAM = "python -m lowdim_jax.distributed"
+PROGRAM = "lowdim_jax.distributed"
 DIVERGED, LOST = FAILED, 3
 """Exit codes of the command and of the processes that train, beside those of all commands."""
 OWN = ("folder", "checkpoints", "process_id", "coordinator", "timeout", "processes", "command")
