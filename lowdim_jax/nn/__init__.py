@@ -9,9 +9,8 @@ does not import this subpackage, and so does not wait for Flax. The models and d
 figures train are in `lowdim_jax.nn.reference`.
 """
 
-from lowdim_jax.nn.adapters import Adapted, adapt, merge
+from lowdim_jax.nn.adapters import Adapted, DeltaParam, DeltaStart, adapt, merge
 from lowdim_jax.nn.conversion import Factored, compress, compress_layer
-from lowdim_jax.nn.deltas import DeltaParam, DeltaStart
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear
 from lowdim_jax.nn.paths import layer_at, replace_layer
 from lowdim_jax.nn.report import Report

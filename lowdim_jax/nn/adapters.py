@@ -16,8 +16,6 @@ from lowdim_jax.networks import check_depth
 from lowdim_jax.nn.conversion import Factored
 from lowdim_jax.nn.deltas import (
     Delta,
-    DeltaParam,
-    DeltaStart,
     above_noise,
     chosen_ranks,
     delta_of,
@@ -33,6 +31,36 @@ from lowdim_jax.nn.layers import DeepLinear
 from lowdim_jax.nn.paths import Pattern, replace_everywhere
 from lowdim_jax.nn.ranks import check_rank_choice
 from lowdim_jax.nn.report import AdaptedLayer, Report
+
+
+class DeltaParam(nnx.Param):
+    """Type of an adapter's factors: `nnx.Optimizer(model, tx, wrt=nn.DeltaParam)` trains them alone.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> import optax
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
+    >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nn.DeltaParam)  # the layer itself stays
+    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaParam)))
+    2
+    """
+
+
+class DeltaStart(nnx.Variable):
+    """Type of the factors that an adapter started from, where it subtracts them; never trained.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from lowdim_jax import nn
+    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
+    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", zero="offset", rngs=nnx.Rngs(1))
+    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaStart)))
+    2
+    """
 
 
 class Adapted(nnx.Module):

@@ -19,36 +19,6 @@ from lowdim_jax.nn.paths import Pattern, matching, names_of
 from lowdim_jax.nn.ranks import ranks_within
 
 
-class DeltaParam(nnx.Param):
-    """Type of an adapter's factors: `nnx.Optimizer(model, tx, wrt=nn.DeltaParam)` trains them alone.
-
-    Examples
-    --------
-    >>> from flax import nnx
-    >>> from lowdim_jax import nn
-    >>> import optax
-    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
-    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1))
-    >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nn.DeltaParam)  # the layer itself stays
-    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaParam)))
-    2
-    """
-
-
-class DeltaStart(nnx.Variable):
-    """Type of the factors that an adapter started from, where it subtracts them; never trained.
-
-    Examples
-    --------
-    >>> from flax import nnx
-    >>> from lowdim_jax import nn
-    >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
-    >>> _ = nn.adapt(model, "layers.0", rank=2, start="random", zero="offset", rngs=nnx.Rngs(1))
-    >>> len(nnx.to_flat_state(nnx.state(model, nn.DeltaStart)))
-    2
-    """
-
-
 class Delta(nnx.Module):
     """Product of factors in place of a layer: the layer into `rank` dimensions, then matrices.
 
