@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+AnyArray = jax.Array | np.ndarray
+"""What functions take, and return where they were given NumPy's arrays, or `on_host`'s."""
+
 
 def is_traced(*trees) -> bool:
     """Whether any leaf is a tracer, of `jit`, `vmap` or a derivative."""

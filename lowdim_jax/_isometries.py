@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lowdim_jax._host import is_traced
+from lowdim_jax._host import AnyArray, is_traced
 from lowdim_jax.linalg import check_finite
 from lowdim_jax.networks import widths
 
@@ -22,7 +22,7 @@ def is_valley(spaces: Sequence[int]) -> bool:
     return down == sorted(down, reverse=True) and up == sorted(up)
 
 
-def reached(frames: Sequence[jax.Array]) -> list[jax.Array]:
+def reached(frames: Sequence[AnyArray]) -> list[jax.Array]:
     """Orthonormal bases of the part of each space that its outer end reaches: all of it, but for a bulge."""
     narrow, dtype = narrowest(widths(frames)), frames[0].dtype
     from_input = _reached_from(frames[0].shape[1], frames[:narrow], dtype)
@@ -31,7 +31,7 @@ def reached(frames: Sequence[jax.Array]) -> list[jax.Array]:
     return [*from_input[:-1], *reversed(from_output)]
 
 
-def _reached_from(end: int, frames: Sequence[jax.Array], dtype) -> list[jax.Array]:
+def _reached_from(end: int, frames: Sequence[AnyArray], dtype) -> list[jax.Array]:
     parts = [jnp.eye(end, dtype=dtype)]
     for frame in frames:
         image = frame @ parts[-1]
@@ -76,7 +76,7 @@ def _check_nonzero(scale, number: int) -> None:
         raise ValueError(f"layer {number} is zero: it has no orthogonal factor")
 
 
-def embeddings(frames: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def embeddings(frames: Sequence[AnyArray]) -> tuple[jax.Array, ...]:
     """Isometries `J_l` from the narrowest space to each space: products of frames, or transposes."""
     spaces = widths(frames)
     narrow = narrowest(spaces)
@@ -89,7 +89,7 @@ def embeddings(frames: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
 
 
 def bases(
-    frames: Sequence[jax.Array], left: jax.Array, right: jax.Array, /
+    frames: Sequence[AnyArray], left: jax.Array, right: jax.Array, /
 ) -> tuple[jax.Array, ...]:
     """Small bases that hold the columns of `left` and `right` and that the layers map to each other.
 

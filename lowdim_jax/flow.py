@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Real
 
 from lowdim_jax._arrays import as_count, as_floats
-from lowdim_jax._host import as_pytree, is_traced
+from lowdim_jax._host import AnyArray, as_pytree, is_traced
 from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
 from lowdim_jax.networks import roles
 from lowdim_jax.problems.base import Problem, loss_of, max_learning_rate
@@ -33,7 +33,7 @@ _STABILITY_INTERVAL = 3.3
 def gradient_flow(
     objective: Problem | Callable,
     weights: Any,
-    times: Float[Array, " n"],
+    times: Real[AnyArray, " n"],
     /,
     *,
     alpha=1.0,

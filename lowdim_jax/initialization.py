@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Real
 
 from lowdim_jax._arrays import as_count
-from lowdim_jax._host import as_array, is_traced, on_host
+from lowdim_jax._host import AnyArray, as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, extend_orthonormal, svd
 from lowdim_jax.networks import Weights, check_depth, compressed_widths
 
@@ -91,7 +91,7 @@ def identity(widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
 
 
 def spectral(
-    surrogate: Float[Array, "d_out d_in"] | LowRank, /, *, rank: int, depth: int, scale
+    surrogate: Real[AnyArray, "d_out d_in"] | LowRank, /, *, rank: int, depth: int, scale
 ) -> Weights:
     """Spectral initialization of a compressed network (docs/theory.md 1.3).
 
@@ -144,7 +144,7 @@ def spectral(
 
 
 def from_singular_vectors(
-    left: Float[Array, "d_out rank"], right: Float[Array, "d_in rank"], /, *, depth: int, scale
+    left: Real[AnyArray, "d_out rank"], right: Real[AnyArray, "d_in rank"], /, *, depth: int, scale
 ) -> Weights:
     """Compressed network `(ε V̂ᵀ, ε I, …, ε I, ε Û)` from given orthonormal columns `Û, V̂`.
 
@@ -170,7 +170,7 @@ def from_singular_vectors(
     return tuple(map(as_array, (scale * right.T, *middle, scale * left)))
 
 
-def balanced(matrix: Float[Array, "d_out d_in"] | LowRank, /, *, depth: int) -> Weights:
+def balanced(matrix: Real[AnyArray, "d_out d_in"] | LowRank, /, *, depth: int) -> Weights:
     """Network `(Σ^{1/L} Vᵀ, Σ^{1/L}, …, U Σ^{1/L})` whose end-to-end matrix is the one given.
 
     `W_{l+1}ᵀ W_{l+1} = W_l W_lᵀ` for all `l` (docs/theory.md 4.1). The hidden layers are as wide as

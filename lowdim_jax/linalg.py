@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # which loads its parts on first use
-from jaxtyping import Array, Float
+from jaxtyping import Float, Real
 
 from lowdim_jax._arrays import as_floats, check_finite  # noqa: F401 (of matrices, by this name, too)
-from lowdim_jax._host import as_array, is_traced, on_host
+from lowdim_jax._host import AnyArray, as_array, is_traced, on_host
 
 
 @jax.tree_util.register_dataclass
@@ -37,9 +37,9 @@ class LowRank:
     ((3, 4), 5.0, Array([3.], dtype=float32))
     """
 
-    left: Float[Array, "d_out r"]
-    singular_values: Float[Array, " r"]
-    right: Float[Array, "d_in r"]
+    left: Float[AnyArray, "*n d_out r"]
+    singular_values: Float[AnyArray, "*n r"]
+    right: Float[AnyArray, "*n d_in r"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,7 +51,7 @@ class LowRank:
         """Data type of the entries."""
         return self.left.dtype
 
-    def dense(self) -> Float[Array, "d_out d_in"]:
+    def dense(self) -> Float[AnyArray, "d_out d_in"]:
         """The matrix itself: forms `d_out · d_in` entries."""
         return (self.left * self.singular_values[None, :]) @ self.right.T
 
@@ -64,7 +64,7 @@ class LowRank:
 
 
 def low_rank(
-    left: Float[Array, "d_out r"], core: Float[Array, " r"], right: Float[Array, "d_in r"], /
+    left: Real[AnyArray, "d_out r"], core: Real[AnyArray, " r"], right: Real[AnyArray, "d_in r"], /
 ) -> LowRank:
     """The matrix `left · diag(core) · rightᵀ` as a `LowRank`; the factors may be any thin ones.
 
@@ -97,7 +97,7 @@ def low_rank(
     return thin_svd(left * core[None, :], right.T)
 
 
-def thin_svd(a: Float[Array, "d_out k"], b: Float[Array, "k d_in"], /) -> LowRank:
+def thin_svd(a: Float[AnyArray, "d_out k"], b: Float[AnyArray, "k d_in"], /) -> LowRank:
     """Singular value decomposition of the product `a b` through two thin QR factorizations.
 
     Costs `O((d_out + d_in) k²)` and returns `min(k, d_out, d_in)` components.
@@ -114,7 +114,7 @@ def thin_svd(a: Float[Array, "d_out k"], b: Float[Array, "k d_in"], /) -> LowRan
     return LowRank(q_left @ u, s, q_right @ vt.T)
 
 
-def svd(matrix: jax.Array | LowRank, /) -> LowRank:
+def svd(matrix: AnyArray | LowRank, /) -> LowRank:
     """Thin singular value decomposition of a dense matrix; a `LowRank` is returned as it is.
 
     Examples
@@ -130,7 +130,7 @@ def svd(matrix: jax.Array | LowRank, /) -> LowRank:
     return LowRank(*map(as_array, (u, s, vt.T)))
 
 
-def spectral_norm(matrix: jax.Array | np.ndarray, /):
+def spectral_norm(matrix: AnyArray, /):
     """Largest singular value of a dense matrix.
 
     Examples
@@ -221,7 +221,7 @@ def noise_norm(energy, shape: tuple[int, int], /):
     return energy**0.5 * (d_out**-0.5 + d_in**-0.5)
 
 
-def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
+def dense(matrix: AnyArray | LowRank, /) -> AnyArray:
     """The matrix as a plain array.
 
     Examples
@@ -234,7 +234,7 @@ def dense(matrix: jax.Array | LowRank, /) -> jax.Array:
     return matrix.dense() if isinstance(matrix, LowRank) else matrix
 
 
-def frobenius_norm(matrix: jax.Array | LowRank, /) -> jax.Array:
+def frobenius_norm(matrix: AnyArray | LowRank, /) -> AnyArray | np.floating:
     """Frobenius norm, from the singular values where those are at hand.
 
     Examples
@@ -248,8 +248,8 @@ def frobenius_norm(matrix: jax.Array | LowRank, /) -> jax.Array:
 
 
 def extend_orthonormal(
-    basis: Float[Array, "d k"], count: int, /, key: jax.Array | None = None
-) -> Float[Array, "d n"]:
+    basis: Float[AnyArray, "d k"], count: int, /, key: jax.Array | None = None
+) -> Float[AnyArray, "d n"]:
     """Extend orthonormal columns to `count` of them by random directions orthogonal to the rest.
 
     Raises
@@ -277,7 +277,7 @@ def extend_orthonormal(
     return jnp.concatenate([basis, new], axis=1)
 
 
-def as_matrix(name: str, matrix, /) -> "jax.Array | LowRank":
+def as_matrix(name: str, matrix, /) -> "AnyArray | LowRank":
     """A matrix a caller gave, as an array of floats, or the `LowRank` it is (docs/inputs.md).
 
     Raises
@@ -329,7 +329,7 @@ def as_factors(name: str, matrix: LowRank, /) -> LowRank:
 
 
 def estimate_rank(
-    matrix: jax.Array | LowRank,
+    matrix: AnyArray | LowRank,
     /,
     *,
     energy: float | None = None,
@@ -382,7 +382,7 @@ def estimate_rank(
     return min(int(np.sum(held < energy)) + 1, len(sigma))
 
 
-def subspace_angles(a: Float[Array, "d k"], b: Float[Array, "d m"], /) -> Float[Array, " n"]:
+def subspace_angles(a: Float[AnyArray, "d k"], b: Float[AnyArray, "d m"], /) -> Float[AnyArray, " n"]:
     """Principal angles between the column spaces of two matrices, in radians, descending.
 
     Accurate for small and for large angles alike: cosines where they are small, sines elsewhere

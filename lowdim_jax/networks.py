@@ -12,16 +12,16 @@ from math import prod
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from lowdim_jax._arrays import as_count, as_integer
-from lowdim_jax._host import is_traced
+from lowdim_jax._host import AnyArray, is_traced
 from lowdim_jax._triplets import checked_indices
 
-Weights = tuple[Float[Array, "out in"], ...]
+Weights = tuple[Float[AnyArray, "out in"], ...]
 
 
-def validate(weights: Sequence[jax.Array], /) -> None:
+def validate(weights: Sequence[AnyArray], /) -> None:
     """Raise `ValueError` unless `weights` is a chain of matrices whose widths match.
 
     Raises
@@ -48,7 +48,7 @@ def validate(weights: Sequence[jax.Array], /) -> None:
             )
 
 
-def widths(weights: Sequence[jax.Array], /) -> tuple[int, ...]:
+def widths(weights: Sequence[AnyArray], /) -> tuple[int, ...]:
     """Widths `(d_0, …, d_L)` of a network, input to output.
 
     Examples
@@ -61,7 +61,7 @@ def widths(weights: Sequence[jax.Array], /) -> tuple[int, ...]:
     return (weights[0].shape[1], *(weight.shape[0] for weight in weights))
 
 
-def check_fits(weights: Sequence[jax.Array], shape: tuple[int, ...], /) -> None:
+def check_fits(weights: Sequence[AnyArray], shape: tuple[int, ...], /) -> None:
     """Raise `ValueError` unless the end-to-end matrix has the shape of the target."""
     d_in, *_, d_out = widths(weights)
     if (d_out, d_in) != tuple(shape):
@@ -70,7 +70,7 @@ def check_fits(weights: Sequence[jax.Array], shape: tuple[int, ...], /) -> None:
         )
 
 
-def end_to_end(weights: Sequence[jax.Array], /) -> Float[Array, "d_L d_0"]:
+def end_to_end(weights: Sequence[AnyArray], /) -> Float[AnyArray, "d_L d_0"]:
     """End-to-end matrix `W = W_L ⋯ W_1`, multiplied in the cheapest order for its shapes.
 
     Parameters
@@ -94,8 +94,8 @@ def end_to_end(weights: Sequence[jax.Array], /) -> Float[Array, "d_L d_0"]:
 
 
 def end_to_end_factors(
-    weights: Sequence[jax.Array], /
-) -> tuple[Float[Array, "d_L k"], Float[Array, "k d_0"]]:
+    weights: Sequence[AnyArray], /
+) -> tuple[Float[AnyArray, "d_L k"], Float[Array, "k d_0"]]:
     """Factors `A, B` of the end-to-end matrix `W = A B`, split at the narrowest hidden layer.
 
     For a compressed network both are thin and `W` itself is never formed.
@@ -123,7 +123,7 @@ def end_to_end_factors(
     return end_to_end(weights[split:]), end_to_end(weights[:split])
 
 
-def forward(weights: Sequence[jax.Array], x: Float[Array, "d_0 n"], /) -> Float[Array, "d_L n"]:
+def forward(weights: Sequence[AnyArray], x: Real[AnyArray, "d_0 n"], /) -> Float[AnyArray, "d_L n"]:
     """Network output `W_L ⋯ W_1 x` for data whose columns are samples (docs/theory.md 3.6).
 
     Examples
@@ -137,8 +137,8 @@ def forward(weights: Sequence[jax.Array], x: Float[Array, "d_0 n"], /) -> Float[
 
 
 def activations(
-    weights: Sequence[jax.Array], x: Float[Array, "d_0 n"], /
-) -> tuple[Float[Array, "width n"], ...]:
+    weights: Sequence[AnyArray], x: Real[AnyArray, "d_0 n"], /
+) -> tuple[Float[AnyArray, "width n"], ...]:
     """Input and output of every layer, `(x, W_1 x, W_2 W_1 x, …, W x)`: `L + 1` arrays.
 
     Raises
@@ -186,7 +186,7 @@ def roles(weights: Sequence, /) -> Sequence[str]:
     return list(names) if isinstance(weights, list) else tuple(names)
 
 
-def parameter_count(weights: Sequence[jax.Array], /) -> int:
+def parameter_count(weights: Sequence[AnyArray | jax.ShapeDtypeStruct], /) -> int:
     """Number of entries of all weights, `Σ_l d_l d_{l−1}`; of their `jax.eval_shape`, too.
 
     Examples
@@ -245,8 +245,8 @@ def check_depth(depth: int, /, *, least: int = 1) -> int:
 
 
 def entries(
-    weights: Sequence[jax.Array], rows: ArrayLike, columns: ArrayLike, /
-) -> Float[Array, " n"]:
+    weights: Sequence[AnyArray], rows: ArrayLike, columns: ArrayLike, /
+) -> Float[AnyArray, " n"]:
     """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`.
 
     Raises

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from lowdim_jax import _isometries
 from lowdim_jax._arrays import check_finite
+from lowdim_jax._host import AnyArray
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, estimate_rank, frobenius_norm, svd
@@ -208,8 +209,8 @@ def cores(layers: Sequence[ReducedLayer | WindowLayer], /) -> Weights:
 
 
 def reduce(
-    weights: Sequence[jax.Array],
-    target: jax.Array | LowRank | Callable,
+    weights: Sequence[AnyArray],
+    target: AnyArray | LowRank | Callable,
     /,
     *,
     window: Any = None,
@@ -329,7 +330,7 @@ def _narrow_inside(spaces: Sequence[int], target: LowRank) -> bool:
     return spaces[1] + rank < spaces[0] or spaces[-2] + rank < spaces[-1]
 
 
-def _reduce_ends(weights: Sequence[jax.Array], target: LowRank) -> Reduction:
+def _reduce_ends(weights: Sequence[AnyArray], target: LowRank) -> Reduction:
     """Reduction of a network with narrow hidden layers from any start: only its ends are cut.
 
     The rows of the first layer stay in the span of themselves and `V*`, the columns of the last one in
@@ -389,7 +390,7 @@ def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
 def sample(
     key: jax.Array,
     d: int | Sequence[int],
-    singular_values: Float[Array, " r"] | Callable,
+    singular_values: Real[AnyArray, " r"] | Callable,
     /,
     *,
     scale,

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Real
 
+from lowdim_jax._host import AnyArray
 from lowdim_jax.linalg import LowRank, as_factors, svd, thin_svd
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors, widths
 
@@ -32,12 +33,12 @@ class Alignment(NamedTuple):
     (Array([3., 1.], dtype=float32), Array([1., 1.], dtype=float32))
     """
 
-    singular_values: Float[Array, "*n r"]
-    left: Float[Array, "*n r"]
-    right: Float[Array, "*n r"]
+    singular_values: Float[AnyArray, "*n r"]
+    left: Float[AnyArray, "*n r"]
+    right: Float[AnyArray, "*n r"]
 
 
-def network_svd(weights: Sequence[jax.Array], /) -> LowRank:
+def network_svd(weights: Sequence[AnyArray], /) -> LowRank:
     """Thin singular value decomposition of the end-to-end matrix.
 
     Goes through thin QR factorizations where a hidden layer is narrower than the matrix, so that a
@@ -55,7 +56,7 @@ def network_svd(weights: Sequence[jax.Array], /) -> LowRank:
     return svd(end_to_end(weights))
 
 
-def singular_values(weights: Sequence[jax.Array], /, *, rank: int | None = None):
+def singular_values(weights: Sequence[AnyArray], /, *, rank: int | None = None):
     """Leading `rank` singular values of the end-to-end matrix, all of them by default.
 
     Examples
@@ -67,7 +68,7 @@ def singular_values(weights: Sequence[jax.Array], /, *, rank: int | None = None)
     return network_svd(weights).singular_values[:rank]
 
 
-def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
+def alignment(weights: Sequence[AnyArray], target: LowRank, /) -> Alignment:
     """Singular values `σ_i` and alignments `|⟨u_i, u*_i⟩|, |⟨v_i, v*_i⟩|` with a rank-`r` target.
 
     Components are matched by order, so this is meaningless where singular values coincide, as they
@@ -94,7 +95,7 @@ def alignment(weights: Sequence[jax.Array], target: LowRank, /) -> Alignment:
     return Alignment(*(jnp.pad(part, (0, missing)) for part in found) if missing else found)
 
 
-def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"]:
+def modes(weights: Sequence[AnyArray], target: LowRank, /) -> Float[Array, " r"]:
     """`u*_iᵀ W v*_i`: the target's components in the network.
 
     Unlike singular values these are accurate in float32 long before a component has risen above the
@@ -116,7 +117,7 @@ def modes(weights: Sequence[jax.Array], target: LowRank, /) -> Float[Array, " r"
 
 
 def is_fitted(
-    measured: Alignment, targets: Float[Array, " r"], /, *, value=0.05, vector=0.05
+    measured: Alignment, targets: Real[AnyArray, " r"], /, *, value=0.05, vector=0.05
 ) -> Bool[Array, "*n r"]:
     """Whether component `i` counts as fitted at each record (docs/theory.md 1.6).
 
@@ -143,7 +144,7 @@ def is_fitted(
     return close & (measured.left >= 1 - vector) & (measured.right >= 1 - vector)
 
 
-def dormant(sigma: Float[Array, "*n r"], targets: Float[Array, " r"], /, *, value=0.05):
+def dormant(sigma: Real[AnyArray, "*n r"], targets: Real[AnyArray, " r"], /, *, value=0.05):
     """Whether component `i` is still dormant at each record, `σ_i ≤ c_val σ*_i`.
 
     Examples
@@ -155,7 +156,7 @@ def dormant(sigma: Float[Array, "*n r"], targets: Float[Array, " r"], /, *, valu
     return sigma <= value * _like(targets, sigma)
 
 
-def first_time(t: Float[Array, " n"], holds: Bool[Array, "n r"], /) -> Float[Array, " r"]:
+def first_time(t: Real[AnyArray, " n"], holds: Bool[AnyArray, "n r"], /) -> Float[Array, " r"]:
     """First recorded time from which on a condition holds to the end; `inf` where it never does.
 
     With `holds = is_fitted(…)` these are the measured fit times `t_i`, to the resolution of the records.
@@ -172,7 +173,7 @@ def first_time(t: Float[Array, " n"], holds: Bool[Array, "n r"], /) -> Float[Arr
     return jnp.where(ever, t[jnp.argmax(from_here_on, axis=0)].astype(float), jnp.inf)
 
 
-def crossing_time(t: Float[Array, " n"], values: Float[Array, "n r"], level, /):
+def crossing_time(t: Real[AnyArray, " n"], values: Real[AnyArray, "n r"], level, /):
     """Time at which each column of `values` first reaches `level`, interpolated between records.
 
     Linear interpolation; `inf` where the level is not reached. `level` is a scalar or of shape `(r,)`.
@@ -198,7 +199,7 @@ def crossing_time(t: Float[Array, " n"], values: Float[Array, "n r"], level, /):
 
 
 
-def effective_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
+def effective_rank(sigma: Real[AnyArray, "*n r"], /) -> Float[Array, "*n"]:
     """Exponential of the entropy of `σ_i / Σ σ` (Roy and Vetterli 2007): between 1 and `r`.
 
     Examples
@@ -212,7 +213,7 @@ def effective_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=-1))
 
 
-def stable_rank(sigma: Float[Array, "*n r"], /) -> Float[Array, "*n"]:
+def stable_rank(sigma: Real[AnyArray, "*n r"], /) -> Float[Array, "*n"]:
     """`Σ σ_i² / σ_1²`: at most the rank, and insensitive to small singular values.
 
     Examples

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from lowdim_jax import _isometries
 from lowdim_jax._embedding import embedding_gap
-from lowdim_jax._host import as_pytree, is_traced, on_host
+from lowdim_jax._host import AnyArray, as_pytree, is_traced, on_host
 from lowdim_jax.initialization import check_scale, gaussian, orthogonal
 from lowdim_jax.linalg import check_finite
 from lowdim_jax.networks import Weights, widths
@@ -71,13 +71,13 @@ class Window:
     left: Float[Array, "d_out k"] | None = None
     right: Float[Array, "d_in n"] | None = None
 
-    def restrict(self, weights: Sequence[jax.Array], /) -> Weights:
+    def restrict(self, weights: Sequence[AnyArray], /) -> Weights:
         """`(W_1 V, W_2, …, Uᵀ W_L)`, whose end-to-end matrix is `Uᵀ W V`."""
         first, *others = weights
         *others, last = (first if self.right is None else first @ self.right, *others)
         return (*others, last if self.left is None else self.left.T @ last)
 
-    def widen(self, weights: Sequence[jax.Array], /) -> Weights:
+    def widen(self, weights: Sequence[AnyArray], /) -> Weights:
         """`(z_1 Vᵀ, z_2, …, U z_L)`: a network between all inputs and outputs, zero outside the window."""
         first, *others = weights
         *others, last = (first if self.right is None else first @ self.right.T, *others)
@@ -210,7 +210,7 @@ def _outside(before, after, core: jax.Array) -> jax.Array:
 
 
 def reduce_window(
-    weights: Sequence[jax.Array],
+    weights: Sequence[AnyArray],
     loss: Callable,
     /,
     *,
@@ -232,7 +232,7 @@ def reduce_window(
     return WindowReduction(layers, problem, chain, tuple(weights))
 
 
-def hidden_bases(weights: Sequence[jax.Array], /, *, strict: bool = True) -> tuple[jax.Array, ...]:
+def hidden_bases(weights: Sequence[AnyArray], /, *, strict: bool = True) -> tuple[jax.Array, ...]:
     """`B_1, …, B_{L−1}` of a network whose outer layers are any and whose middle ones are orthogonal.
 
     Raises

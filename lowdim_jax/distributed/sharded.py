@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from lowdim_jax._host import as_array
+from lowdim_jax._host import AnyArray, as_array
 from lowdim_jax.linalg import LowRank
 from lowdim_jax.networks import Weights, check_fits, end_to_end_factors
 from lowdim_jax.problems.groups import CHUNK, SLOTS, Groups, sweep_groups
@@ -183,7 +183,7 @@ class ShardedCompletion:
         """`p`, the fraction of entries observed."""
         return self.count / (self.shape[0] * self.shape[1])
 
-    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def loss(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """`‖P_Ω(W − Φ)‖_F² / 2p`, as `ObservedCompletion.loss`."""
         check_fits(weights, self.padded_shape)
 
@@ -249,7 +249,7 @@ class ShardedCompletion:
             last = self._put(np.pad(np.asarray(last), ((0, fill), (0, 0))), _SPREAD)
         return *(self._put(np.asarray(layer), _EVERYWHERE) for layer in others), last
 
-    def gather(self, weights: Sequence[jax.Array], /) -> Weights:
+    def gather(self, weights: Sequence[AnyArray], /) -> Weights:
         """The whole network on one device of every process, without the rows that fill up."""
         everywhere = jax.device_put(tuple(weights), NamedSharding(self.mesh, _EVERYWHERE))
         *others, last = map(np.asarray, everywhere)

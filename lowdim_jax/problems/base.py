@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowdim_jax._host import AnyArray
 from lowdim_jax.linalg import LowRank, as_matrix, dense, frobenius_norm
 from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors, widths
 from lowdim_jax.theory import stability
@@ -100,7 +101,7 @@ def max_learning_rate(problem: Problem, /, *, depth: int, alpha: Any = 1.0) -> F
     return stability.max_learning_rate(top_singular_value(problem), depth=depth, alpha=alpha)
 
 
-def relative_error(truth, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+def relative_error(truth, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
     """`‖W − Φ‖_F / ‖Φ‖_F`, for any problem that knows its truth `Φ`.
 
     Raises
@@ -135,7 +136,7 @@ def as_truth(truth, shape: tuple[int, ...], /):
     return truth
 
 
-def squared_error(target: jax.Array | LowRank, weights: Sequence[jax.Array], /) -> jax.Array:
+def squared_error(target: AnyArray | LowRank, weights: Sequence[AnyArray], /) -> jax.Array:
     """`‖W − Φ‖_F²`, without forming `W` where the target is factored.
 
     The value is a sum of squares of small things: `‖W‖² − 2⟨W, Φ⟩ + ‖Φ‖²` would lose half the digits of it.

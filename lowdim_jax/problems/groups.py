@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from lowdim_jax._host import AnyArray
 
 SLOTS = 16
 """Entries of a row, or of a column, that are worked on together."""
@@ -25,9 +27,9 @@ class Groups:
     An owner has as many groups as it needs; what is left of the last one is marked by −1 in `others`.
     """
 
-    owner: Int[Array, "chunks groups"]
-    others: Int[Array, "chunks groups slots"]
-    values: Float[Array, "chunks groups slots"]
+    owner: Int[AnyArray, "chunks groups"]
+    others: Int[AnyArray, "chunks groups slots"]
+    values: Float[AnyArray, "chunks groups slots"]
     owners: int = field(metadata={"static": True})
 
 

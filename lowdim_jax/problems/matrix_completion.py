@@ -15,7 +15,7 @@ import scipy
 from jaxtyping import Array, Bool, Float
 
 from lowdim_jax._arrays import real_array
-from lowdim_jax._host import as_array, is_traced
+from lowdim_jax._host import AnyArray, as_array, is_traced
 from lowdim_jax._triplets import checked_triplets, merged
 from lowdim_jax.linalg import (
     LowRank,
@@ -56,9 +56,9 @@ class Completion:
     (0.75, 14.0)
     """
 
-    values: Float[Array, "d_out d_in"]
-    mask: Bool[Array, "d_out d_in"]
-    truth: Float[Array, "d_out d_in"] | LowRank | None = None
+    values: Float[AnyArray, "d_out d_in"]
+    mask: Bool[AnyArray, "d_out d_in"]
+    truth: Float[AnyArray, "d_out d_in"] | LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,14 +71,14 @@ class Completion:
         """`p`, the fraction of entries observed."""
         return self.mask.mean(dtype=self.values.dtype)
 
-    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def loss(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """`‖P_Ω(W − Φ)‖_F² / 2p`, on average over uniformly observed entries `½‖W − Φ‖_F²`."""
         check_fits(weights, self.shape)
         matrix = end_to_end(weights)
         misfit = jnp.where(self.mask, matrix - self.values.astype(matrix.dtype), 0)
         return jnp.sum(misfit**2) / (2 * self.fraction.astype(matrix.dtype))
 
-    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def recovery_error(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 
@@ -164,7 +164,7 @@ class ObservedCompletion:
     by_row: "Groups"
     by_column: "Groups"
     count: int = field(metadata={"static": True})
-    truth: Float[Array, "d_out d_in"] | LowRank | None = None
+    truth: Float[AnyArray, "d_out d_in"] | LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -176,7 +176,7 @@ class ObservedCompletion:
         """`p`, the fraction of entries observed."""
         return self.count / (self.shape[0] * self.shape[1])
 
-    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def loss(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """`‖P_Ω(W − Φ)‖_F² / 2p`, as `Completion.loss`; never forms `W` for a compressed network."""
         check_fits(weights, self.shape)
         if len(weights) == 1:
@@ -184,7 +184,7 @@ class ObservedCompletion:
         a, b = end_to_end_factors(weights)
         return half_squared_misfit(self)(a, b.T) / self.fraction
 
-    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def recovery_error(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 

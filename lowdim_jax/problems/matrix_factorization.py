@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowdim_jax._host import is_traced, on_host
+from lowdim_jax._host import AnyArray, is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, leading_svd, low_rank, thin_svd
 from lowdim_jax.networks import end_to_end, end_to_end_factors
 from lowdim_jax.problems.base import relative_error, squared_error
@@ -30,7 +30,7 @@ class Factorization:
     0.8
     """
 
-    target: Float[Array, "d_out d_in"] | LowRank
+    target: Float[AnyArray, "d_out d_in"] | LowRank
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,11 +38,11 @@ class Factorization:
         d_out, d_in = self.target.shape
         return d_out, d_in
 
-    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def loss(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """`½‖W − Φ‖_F²`: a sum over entries, not a mean (docs/theory.md, notation)."""
         return squared_error(self.target, weights) / 2
 
-    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def recovery_error(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`."""
         return relative_error(self.target, weights)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lowdim_jax._arrays import as_count, as_floats, as_shape
-from lowdim_jax._host import as_pytree, is_traced
+from lowdim_jax._host import AnyArray, as_pytree, is_traced
 from lowdim_jax.linalg import LowRank, dense, leading_svd, noise_norm
 from lowdim_jax.networks import check_fits, end_to_end
 from lowdim_jax.problems.base import as_truth, held_out, relative_error
@@ -25,7 +25,7 @@ PROBES = 8
 class _Stack:
     """`𝒜` as a dense stack of measurement matrices; products with it are two passes over the stack."""
 
-    matrices: Float[Array, "m d_out d_in"]
+    matrices: Float[AnyArray, "m d_out d_in"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,23 +97,23 @@ class Sensing:
     """
 
     operator: Any
-    labels: Float[Array, " m"]
-    curvature: Float[Array, ""]
-    truth: Float[Array, "d_out d_in"] | LowRank | None = None
+    labels: Float[AnyArray, " m"]
+    curvature: Float[AnyArray, ""]
+    truth: Float[AnyArray, "d_out d_in"] | LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape `(d_out, d_in)` of the matrix to recover."""
         return self.operator.shape
 
-    def loss(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def loss(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """`‖𝒜(W) − y‖² / 2c`, on average over isotropic measurements `½‖W − Φ‖_F²`."""
         check_fits(weights, self.shape)
         matrix = end_to_end(weights)
         half = _half_squared_misfit(self.operator, self.labels.astype(matrix.dtype))
         return half(matrix) / self.curvature.astype(matrix.dtype)
 
-    def recovery_error(self, weights: Sequence[jax.Array], /) -> Float[Array, ""]:
+    def recovery_error(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
         """Relative Frobenius error `‖W − Φ‖_F / ‖Φ‖_F`; needs a `truth`."""
         return relative_error(self.truth, weights)
 

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from lowdim_jax._arrays import as_count, as_floats, as_shape
-from lowdim_jax._host import is_traced
+from lowdim_jax._host import AnyArray, is_traced
 from lowdim_jax.linalg import LowRank, as_matrix, dense, estimate_rank, svd
 
 
@@ -37,7 +37,7 @@ def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> Low
 
 
 def random_target(
-    key: jax.Array, shape: tuple[int, int], singular_values: jax.Array, /
+    key: jax.Array, shape: tuple[int, int], singular_values: AnyArray, /
 ) -> LowRank:
     """Target of given singular values and independent Haar-random singular vectors.
 
@@ -67,7 +67,7 @@ def random_target(
     )
 
 
-def whiten(inputs: Float[Array, "d_in n"], /) -> Float[Array, "d_in n"]:
+def whiten(inputs: Real[AnyArray, "d_in n"], /) -> Float[Array, "d_in n"]:
     """`(X Xᵀ)^{−1/2} X`: inputs whose second moment `X Xᵀ` is the identity, nearest to the given ones.
 
     Raises
@@ -96,7 +96,7 @@ def whiten(inputs: Float[Array, "d_in n"], /) -> Float[Array, "d_in n"]:
 
 
 def regression_target(
-    inputs: Float[Array, "d_in n"], outputs: Float[Array, "d_out n"], /
+    inputs: Real[AnyArray, "d_in n"], outputs: Real[AnyArray, "d_out n"], /
 ) -> LowRank:
     """Target `Φ = Y Xᵀ` of the linear regression `½‖W X − Y‖_F²` on whitened inputs.
 

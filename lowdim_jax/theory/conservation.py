@@ -5,16 +5,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
+from lowdim_jax._host import AnyArray
 from lowdim_jax.theory._arguments import cast, check_integer
 
 
 def singular_value_rate(
-    sigma: Float[Array, " r"],
-    u: Float[Array, "d_out r"],
-    v: Float[Array, "d_in r"],
-    residual: Float[Array, "d_out d_in"],
+    sigma: Real[AnyArray, " r"],
+    u: Real[AnyArray, "d_out r"],
+    v: Real[AnyArray, "d_in r"],
+    residual: Real[AnyArray, "d_out d_in"],
     /,
     *,
     depth: int,
