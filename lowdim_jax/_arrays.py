@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowdim_jax._host import AnyArray, as_array, is_traced
+from lowdim_jax._host import as_array, is_traced
 from lowdim_jax._reading import because, short
 
 
@@ -94,7 +94,7 @@ def plain(name: str, values: Any, /) -> np.ndarray:
         raise ValueError(f"{name} is not an array: {because(error)}") from error
 
 
-def check_finite(name: str, array: AnyArray, /) -> None:
+def check_finite(name: str, array: Any, /) -> None:
     """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
     if is_traced(array):
         return

@@ -1,15 +1,18 @@
 """Telling values from tracers, values in this machine's memory, and functions that carry theirs as leaves."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-AnyArray = jax.Array | np.ndarray
-"""What functions take, and return where they were given NumPy's arrays, or `on_host`'s."""
+if TYPE_CHECKING:
+    AnyArray = jax.Array  # so that what a function returns can be used as one: NumPy's have the same methods
+else:
+    AnyArray = jax.Array | np.ndarray
+    """What functions take, and return where they were given NumPy's arrays, or `on_host`'s."""
 
 
 def is_traced(*trees) -> bool:

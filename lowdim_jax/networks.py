@@ -8,10 +8,10 @@ orbax work on it as it is.
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
 from lowdim_jax._arrays import as_count, as_integer
@@ -245,7 +245,7 @@ def check_depth(depth: int, /, *, least: int = 1) -> int:
 
 
 def entries(
-    weights: Sequence[AnyArray], rows: ArrayLike, columns: ArrayLike, /
+    weights: Sequence[AnyArray], rows: Any, columns: Any, /
 ) -> Float[AnyArray, " n"]:
     """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`.
 
