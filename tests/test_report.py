@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from theory_checks import page, report
+from theory_checks import coverage, machine, page, report
 from theory_checks.curves import drawing
 from theory_checks.registry import Curve, Evidence
 from theory_checks.runner import ControlResult, Result
 from theory_checks.strips import Axis
+from theory_checks.typeset import claimed
 from theory_checks.writing import mathematics, number
 
 ABOUT = {
@@ -24,7 +25,7 @@ ABOUT = {
     "default_matmul": "relative error 3e-04 in float32, a control of every precise check",
     "seeds": [0, 1, 2],
 }
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "input"}
 
 
 def _evidence(errors, tolerance=1e-6, **values):
@@ -98,7 +99,7 @@ class _Page(HTMLParser):
                 self.ids[value] += 1
             elif name in ("src", "href", "xlink:href", "srcset", "data"):
                 self.targets.add((tag, value))
-            self.targets |= {(tag, f"#{used}") for used in re.findall(r"url\(#(.*?)\)", value)}
+            self.targets |= {(tag, f"#{used}") for used in re.findall(r"url\(#(.*?)\)", value or "")}
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -304,12 +305,14 @@ def test_numbers_are_written_as_on_paper(value, shown):
     ("predicted", "measured", "pairs"),
     [
         (1.0, 2.0, [("", 1.0, 2.0)]),
-        (1.0, [2.0, 3.0], [("(1)", 1.0, 2.0), ("(2)", 1.0, 3.0)]),
-        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a (1)", 1, 2), ("a (2)", None, 3), ("b", None, 4)]),
+        (1.0, [2.0, 3.0], [("seed 0", 1.0, 2.0), ("seed 1", 1.0, 3.0)]),
+        ({"σ_i": [1, 2, 3]}, {"σ_i": [4, 5, 6]}, [("σ_1", 1, 4), ("σ_2", 2, 5), ("σ_3", 3, 6)]),
+        ({"a": [1, 2, 3]}, {"a": 4}, [("a, no. 1", 1, 4), ("a, no. 2", 2, 4), ("a, no. 3", 3, 4)]),
+        ({"a": [1]}, {"a": [2, 3], "b": 4}, [("a, seed 0", 1, 2), ("a, seed 1", None, 3), ("b", None, 4)]),
     ],
 )
 def test_headline_numbers_are_lined_up(predicted, measured, pairs):
-    assert list(page.pairs("", predicted, measured)) == pairs
+    assert list(page.pairs("", predicted, measured, seeds=2)) == pairs
 
 
 def test_a_one_sided_claim_below_zero_is_drawn_on_the_side_that_holds():
@@ -349,3 +352,39 @@ def test_lines_keep_the_points_they_need_and_break_where_there_is_no_value():
     assert broken.path.count("M") == 1
     logs = drawing(Curve("logs", x, x, 10.0 ** (-12 * x), ylog=True))
     assert {tick.label for tick in logs.yticks} >= {"10⁻¹⁰", "10⁻⁵"}
+
+
+@pytest.mark.parametrize("number", coverage.STATEMENTS)
+def test_every_statement_is_set_without_a_command_left_over(number):
+    html = str(claimed(number))
+    assert "\\" not in html
+    assert "$" not in html
+    assert "Proof." not in html
+    page = _Page(f"<div>{html}</div>")
+    assert len(page.text) > 40
+
+
+def test_what_a_statement_says_stands_with_the_checks_that_cite_it(tmp_path, results):
+    html, _ = report.write(tmp_path, ABOUT, results[:2], coverage.rows(()))
+    text = html.read_text("utf-8")
+    section = text[text.index('<section id="check-good"') : text.index('<section id="check-exact"')]
+    assert "what 2.1 says" in section
+    assert "<math" in section
+
+
+def test_the_page_can_be_filtered_and_collapsed_without_script(written):
+    text = written[0]
+    assert text.count('<input type="radio" name="show"') == 3
+    assert "body:has(#show-failing:checked) .holds-row" in text
+    assert text.count('class="bad-row"') == 2 * 3
+    assert text.count("<details open><summary><h2>") == 5
+
+
+def test_a_run_says_when_where_and_how_it_was_made(tmp_path, results):
+    about = ABOUT | {"run": {"date": "2026-01-02 03:04 UTC", "command": "theory-checks run --seeds 1"}}
+    shown = _Page(_write(tmp_path, results, about)[0]).text
+    assert "2026-01-02 03:04 UTC" in shown
+    assert "theory-checks run --seeds 1" in shown
+    assert set(machine.circumstances()) == {"date", "command"}
+    assert re.search(r", \d+ cores?$", machine.processor())
+    assert re.fullmatch(r"([0-9a-f]{10}( \+ changes)?)?", machine.commit())

@@ -137,6 +137,44 @@ def test_a_file_that_cannot_be_loaded_is_named(text, expected, tmp_path, capsys)
     assert "there is no such file" in capsys.readouterr().err
 
 
+FAILING = """from theory_checks import check
+
+
+def divide(by):
+    return 1 / by
+
+
+@check("mine-fails", claim="", source="1.1", controls={"x": {}})
+def mine(setting):
+    return divide(0)
+"""
+
+
+def test_an_error_in_a_users_own_check_names_its_file_and_lines(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(FAILING)
+    assert main(["run", "--load", str(path), "--only", "mine-fails", "--out", str(tmp_path)]) == 1
+    (entry,) = json.loads((tmp_path / "report.json").read_text())["checks"]
+    assert entry["detail"].splitlines() == [
+        "ZeroDivisionError: division by zero",
+        f"  {path}, line 10: return divide(0)",
+        f"  {path}, line 5: return 1 / by",
+    ]
+    path.write_text("\nraise RuntimeError('no')")
+    assert main(["list", "--load", str(path)]) == 2
+    assert "mine.py', line 2: RuntimeError: no" in capsys.readouterr().err
+
+
+def test_a_target_is_described_and_checks_that_do_not_take_it_are_named(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.diag([3.0, 2.0, 1.0, 0.0]))
+    only = ["--only", "parameter-count", "--only", "haar-overlap"]
+    command = ["run", "--target", str(tmp_path / "a.npy"), *only, "--seeds", "1", "--out", str(tmp_path)]
+    assert main(command) in (0, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("target: 4×4 matrix of rank 3; its leading 3 components")
+    assert lines[1] == "left out, because they make matrices or data of their own: haar-overlap"
+
+
 def report(**changes):
     entry = {"name": "a", "outcome": "pass", "passed": True, "errors_by_seed": [1e-3], "error": 1e-3,
              "tolerance": 1e-2}
@@ -312,7 +350,7 @@ def test_products_in_fewer_bits_are_a_control_where_the_device_has_them(device_e
     assert result.outcome == outcome
     assert seen == ["highest", "highest", "default"][: 3 if outcome == "vacuous" else 2]
     said = runner.environment(setting)["default_matmul"]
-    assert ("a control of every precise check" in said) == (outcome == "vacuous")
+    assert ("as one more control" in said) == (outcome == "vacuous")
 
 
 def test_this_machines_products_are_measured():

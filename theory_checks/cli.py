@@ -52,7 +52,13 @@ def _parser() -> Parser:
     )
     run.add_argument("--device", choices=DEVICES, help="default: JAX's choice")
     run.add_argument("--dtype", choices=DTYPES, default="float64")
-    run.add_argument("--size", choices=SIZES, default="small", help="width of synthetic targets")
+    run.add_argument(
+        "--size",
+        choices=SIZES,
+        default="small",
+        help="of synthetic targets: 'small' (default) is 40×40 of rank 4, 'paper' 100×100 of rank 10 as "
+        "there, 'large' 512×512 of rank 10, for a GPU; of --target: 'small' takes its leading 256×256 block",
+    )
     run.add_argument("--seeds", type=whole_number(1), default=3, metavar="N", help="default: 3")
     run.add_argument(
         "--target",
@@ -184,9 +190,16 @@ def _run(arguments: argparse.Namespace) -> int:
         target, note = prepare(
             matrix, rank=arguments.rank, dtype=arguments.dtype, size=arguments.size
         )
+        own = [check.name for check in checks if not check.any_target]
         checks = tuple(check for check in checks if check.any_target)
         if not checks:
             raise ValueError("none of the checks selected applies to --target")
+        print(f"target: {note}", file=sys.stderr)
+        if own:
+            print(
+                f"left out, because they make matrices or data of their own: {', '.join(own)}",
+                file=sys.stderr,
+            )
     setting = Setting(
         size=arguments.size,
         dtype=arguments.dtype,

@@ -50,7 +50,8 @@ def _is_report(report: Any) -> bool:
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
     """What has to be the same in two runs of the same seed, device and versions: all but the times.
 
-    Times are every value named `seconds` and, in a check that is `timed`, what was measured.
+    Times are every value named `seconds`, the date and command of a run, and, in a check that is `timed`,
+    what was measured.
     """
     clocked = {"error", "errors_by_seed", "measured", "detail"}
 
@@ -60,7 +61,8 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, dict):
             return value
         also = also | (clocked if value.get("timed") else set())
-        return {name: strip(item, also) for name, item in value.items() if name not in {"seconds"} | also}
+        left_out = {"seconds", "run"} | also
+        return {name: strip(item, also) for name, item in value.items() if name not in left_out}
 
     return strip(report, set())
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from theory_checks.curves import drawing
 from theory_checks.strips import Axis, Entry, has_errors, ratio
+from theory_checks.typeset import claimed
 from theory_checks.writing import mathematics, number, power, seconds, values
 
 if TYPE_CHECKING:
@@ -20,21 +21,23 @@ LABELS = {
     "pass": "pass", "fail": "FAIL", "vacuous": "VACUOUS", "error": "ERROR",
     "not-applicable": "n/a", "not run": "not run", "no check": "no check",
 }  # fmt: skip
+HOLDS = {"pass": 1, "not-applicable": 2}
+"""Outcomes that are no failure, in the order in which they come after those that are."""
 MAX_ROWS = 12
 
 
 def page(report: dict[str, Any], curves: Sequence[Sequence["Curve"]]) -> str:
-    """The page of a report, and of the curves of each of its checks; those that do not pass come first."""
+    """The page of a report, and of the curves of each of its checks; those that do not hold come first."""
     checks = [
         (entry, [drawing(curve) for curve in drawn])
         for entry, drawn in zip(report["checks"], curves, strict=True)
     ]
-    checks.sort(key=lambda check: check[0]["passed"])
+    checks.sort(key=lambda check: HOLDS.get(check[0]["outcome"], 0))
     entries = [entry for entry, _ in checks]
     return _environment().get_template("report_template.html").render(
         report=report,
         checks=checks,
-        failing=[entry for entry in entries if not entry["passed"]],
+        failing=[entry for entry in entries if entry["outcome"] not in HOLDS],
         tiles=_tiles(report["verdict"], entries),
         axis=Axis(entries),
         found={entry["name"]: entry for entry in entries},
@@ -53,6 +56,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "anchor": anchor,
+        "claimed": claimed,
         "math": mathematics,
         "number": number,
         "power": power,
@@ -61,7 +65,7 @@ def _environment() -> Environment:
         "spread": spread,
         "values": values,
     }
-    environment.globals |= {"LABELS": LABELS, "MAX_ROWS": MAX_ROWS, "pairs": pairs}
+    environment.globals |= {"HOLDS": HOLDS, "LABELS": LABELS, "MAX_ROWS": MAX_ROWS, "pairs": pairs}
     return environment
 
 
@@ -85,16 +89,30 @@ def spread(entry: Entry) -> str:
     return f"Errors of {len(errors)} seeds: {least} to {most}, median {middle}.{clock}"
 
 
-def pairs(label: str, predicted: Any, measured: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Line up nested values leaf by leaf; one number against many goes with each."""
-    sides = [dict(enumerate(side, 1)) if isinstance(side, list) else side for side in (predicted, measured)]
+def pairs(label: str, predicted: Any, measured: Any, *, seeds: int) -> Iterator[tuple[str, Any, Any]]:
+    """Line up nested values leaf by leaf, each with its name; one number against many goes with each.
+
+    A list under a label with an index, `σ_i`, holds one number a component, `σ_1` and so on; another
+    list of as many numbers as there are seeds holds one a seed.
+    """
+    sides = [dict(enumerate(side)) if isinstance(side, list) else side for side in (predicted, measured)]
     keys = dict.fromkeys(key for side in sides if isinstance(side, dict) for key in side)
     if not keys:
         yield label, predicted, measured
     for key in keys:
         left, right = (side.get(key) if isinstance(side, dict) else side for side in sides)
-        name = f"({key})" if isinstance(key, int) else key  # a number counts the items of a list
-        yield from pairs(f"{label} {name}".strip(), left, right)
+        name = f"{label}, {key}" if label else key
+        if isinstance(key, int):
+            name = _item(label, key, len(keys) == seeds)
+        yield from pairs(name, left, right, seeds=seeds)
+
+
+def _item(label: str, index: int, a_seed: bool) -> str:
+    """The name of one number of a list."""
+    if "_i" in label:
+        return label.replace("_i", f"_{index + 1}")
+    kind = f"seed {index}" if a_seed else f"no. {index + 1}"
+    return f"{label}, {kind}" if label else kind
 
 
 def _tiles(verdict: dict[str, Any], entries: Sequence[Entry]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,7 @@ class Check:
 
 
 _REGISTRY: dict[str, Check] = {}
+_OWN_FILES: set[Path] = set()
 
 
 def check(
@@ -225,6 +227,16 @@ def check(
 def registered() -> dict[str, Check]:
     """The checks registered so far, by name; a copy."""
     return dict(_REGISTRY)
+
+
+def own_files() -> frozenset[Path]:
+    """Files of the user's own checks that were loaded."""
+    return frozenset(_OWN_FILES)
+
+
+def add_own_file(path: Path) -> None:
+    """Remember a file of the user's own checks, for the place of an error in it."""
+    _OWN_FILES.add(path)
 
 
 @contextmanager

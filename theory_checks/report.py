@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -35,19 +35,19 @@ def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["R
             print(f"{line}  {seconds(result.seconds)}", file=sys.stderr, flush=True)
             yield result
         return
-    running = [check.name for check in checks] + [""]
+    running = [f"check {number} of {len(checks)}: {check.name}" for number, check in enumerate(checks, 1)]
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left, about", style="dim"),
+        TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(running[0], total=len(checks))
         for done, result in enumerate(results, 1):
-            if not result.passed:
-                progress.console.print(_detail(result))
-            progress.update(task, completed=done, description=running[done])
+            progress.console.print(_finished(result))
+            progress.update(task, completed=done, description=[*running, "drawing the report"][done])
             yield result
 
 
@@ -151,6 +151,13 @@ def _verdict(about: dict[str, Any], results: Sequence["Result"]) -> dict[str, An
         "controls_refuted": refuted,
         "seconds": round(sum(result.seconds for result in results), 3),
     }
+
+
+def _finished(result: "Result") -> Text:
+    """A line that stays on screen: how a check ended, its time, and what went wrong."""
+    label = Text(f"{LABELS[result.outcome]:8}", STYLES[result.outcome])
+    line = label.append(f"{result.name}  {seconds(result.seconds)}", "default not bold")
+    return line.append(f"\n        {result.detail}") if result.detail else line
 
 
 def _detail(result: "Result") -> Text:

@@ -2,11 +2,13 @@
 
 import platform
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +17,8 @@ import numpy as np
 
 from lowdim_jax._cache import optimizing
 from theory_checks.interrupts import Interrupts
-from theory_checks.registry import Check, Curve, Evidence, NotApplicable
+from theory_checks.machine import circumstances, commit, processor
+from theory_checks.registry import Check, Curve, Evidence, NotApplicable, own_files
 from theory_checks.setting import Setting
 
 MATMUL_PRECISION = "highest"
@@ -139,14 +142,21 @@ def environment(setting: Setting) -> dict[str, Any]:
     device = jax.devices()[0]
     error = default_product_error(setting.dtype, setting.shape[1])
     applies = error > setting.rounding(1)
-    packages = ("lowdim-jax", "jax", "jaxlib", "optax", "diffrax", "numpy", "scipy")
+    packages = ("lowdim-jax", "jax", "jaxlib", "flax", "optax", "diffrax", "numpy", "scipy")
+    kind = processor() if device.platform == "cpu" else device.device_kind
     return {
-        "device": f"{device.platform}: {device.device_kind}",
+        "device": f"{device.platform}: {kind}",
         "dtype": setting.dtype,
         "matmul_precision": MATMUL_PRECISION,
-        "default_matmul": f"relative error {error:.1e} in {setting.dtype}, "
-        + ("a control of every precise check" if applies else "rounding: as a control it does not apply"),
-        "versions": {"python": platform.python_version()}
+        "default_matmul": f"unless told otherwise this device multiplies {setting.dtype} matrices to "
+        f"{error:.1e}, which is "
+        + (
+            "too coarse: checks that have to notice it are repeated so, as one more control"
+            if applies
+            else "rounding: there is nothing to notice, and no control made of it"
+        ),
+        "run": circumstances(),
+        "versions": {"commit": commit(), "python": platform.python_version()}
         | {package: version(package) for package in packages},
         "settings": {
             "size": setting.size,
@@ -209,11 +219,21 @@ def _judge(evidence: Evidence, controls: Sequence[ControlResult]) -> tuple[str, 
 
 
 def _explain(error: BaseException, check: Check, setting: Setting) -> str:
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}{_where(error)}"
     exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     if exhausted or isinstance(error, MemoryError):
         return f"out of memory: check {check.name!r} at size {setting.size!r} ({text})"
     return text
+
+
+def _where(error: BaseException) -> str:
+    """Files and lines that an error went through in checks of the user's own, the innermost last."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) in own_files()
+    ]
+    return "".join(f"\n  {frame.filename}, line {frame.lineno}: {frame.line}" for frame in frames)
 
 
 def _plain(value: Any) -> Any:
