@@ -143,7 +143,6 @@ def loss_surrogate(
     is the target, for sensing `Σ y_i A_i`, for completion the observed entries filled with zeros.
 
     >>> import jax.numpy as jnp
-import numpy as np
     >>> loss_surrogate(lambda matrix: jnp.sum((matrix - 2.0) ** 2), (1, 2))
     Array([[4., 4.]], dtype=float32)
     """
