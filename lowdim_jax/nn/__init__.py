@@ -12,6 +12,7 @@ figures train are in `lowdim_jax.nn.reference`.
 from lowdim_jax.nn.adapters import Adapted, DeltaParam, DeltaStart, adapt, merge
 from lowdim_jax.nn.conversion import Factored, compress, compress_layer
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear
+from lowdim_jax.nn.narrowing import narrow_layer
 from lowdim_jax.nn.paths import layer_at, replace_layer
 from lowdim_jax.nn.report import Report
 from lowdim_jax.nn.roles import parameter_roles, partition
@@ -34,6 +35,7 @@ __all__ = [
     "layer_surrogate",
     "matrices",
     "merge",
+    "narrow_layer",
     "parameter_roles",
     "partition",
     "replace_layer",
