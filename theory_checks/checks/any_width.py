@@ -19,7 +19,7 @@ SAMPLED = "square, drawn reduced"
 CHAINS = {
     "d_out < d_in": (30, 30, 30, 20),
     "d_out > d_in": (20, 30, 30, 30),
-    "bottleneck": (30, 20, 20, 30),
+    "bottleneck": (21, 20, 20, 30),
     SAMPLED: (12, 12, 12, 12),
 }
 """Widths, input to output, whose layers are not all square."""

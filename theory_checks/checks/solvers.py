@@ -83,6 +83,10 @@ def _problems(setting: Setting, *, transposed: bool = False) -> dict[str, tuple[
             ld.sensing((apply, adjoint), given, shape=shape, truth=truth, curvature=2.0),
             networks.sensing(stack, labels, 2.0),
         ),
+        "sensing by functions, probed": (
+            ld.sensing((apply, adjoint), given, shape=shape, truth=truth),
+            networks.sensing(stack, labels, _probed(stack, setting.dtype)),
+        ),
         "completion": (ld.completion(dense, mask, truth=dense), networks.completion(target, mask)),
         "observed entries": (
             ld.observed_completion(rows, columns, np.asarray(values, setting.dtype), **seen),
@@ -93,6 +97,14 @@ def _problems(setting: Setting, *, transposed: bool = False) -> dict[str, tuple[
             networks.observed(rows, columns, means, shape),
         ),
     }  # fmt: skip
+
+
+def _probed(stack: np.ndarray, dtype: str) -> float:
+    """Mean eigenvalue of `𝒜*𝒜` as `sensing` estimates it of functions: from eight Gaussian matrices."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    probes = [np.asarray(jax.random.normal(key, stack.shape[1:], dtype), float) for key in keys]
+    energies = [np.sum(np.einsum("mij,ij->m", stack, probe) ** 2) for probe in probes]
+    return float(np.mean(energies) / (stack.shape[1] * stack.shape[2]))
 
 
 @jax.jit
