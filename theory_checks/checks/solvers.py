@@ -358,18 +358,21 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
         "auto": ("observed entries", (5, 3, 4)),
     }
     problems = _problems(setting)
-    for solver, (name, widths) in cases.items():
+    runs = [(solver, alpha) for solver in cases] + [("explicit", 0.0)]  # without α the outer layers rest
+    for solver, rate in runs:
+        name, widths = cases[solver]
+        drawn = f"{solver}, {'resting' if rate == 0 else 'moving'} outer layers"
         _, exact = problems[name]
-        run = _flow(setting, solver, name, widths)
-        history = _exact_flow(name, widths, alpha, tuple(times.tolist()))
-        pairs[f"times, {solver}"] = times, run.times
-        pairs[f"losses, {solver}"] = (
+        run = _flow(setting, solver, name, widths, 0.0 if rate == 0 else 2.0)
+        history = _exact_flow(name, widths, rate, tuple(times.tolist()))
+        pairs[f"times, {drawn}"] = times, run.times
+        pairs[f"losses, {drawn}"] = (
             [networks.loss_and_gradients(exact, network)[0] for network in history], run.losses
         )  # fmt: skip
         for layer, measured in enumerate(run.observed):
-            pairs[f"layer {layer + 1}, {solver}"] = np.array([net[layer] for net in history]), measured
-        pairs[f"last weights, {solver}"] = history[-1][0], run.weights[0]
-        pairs[f"status, {solver}"] = Status.COMPLETED, run.status
+            pairs[f"layer {layer + 1}, {drawn}"] = np.array([net[layer] for net in history]), measured
+        pairs[f"last weights, {drawn}"] = history[-1][0], run.weights[0]
+        pairs[f"status, {drawn}"] = Status.COMPLETED, run.status
     return evidence_of(
         pairs,
         tolerance=setting.integration(1e-9),
@@ -379,10 +382,10 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
 
 
 @cache
-def _flow(setting: Setting, solver: Any, name: str, widths: tuple[int, ...]):
+def _flow(setting: Setting, solver: Any, name: str, widths: tuple[int, ...], alpha: float):
     weights = tuple(_cast(setting, _weights(*widths)))
     return gradient_flow(
-        _problems(setting)[name][0], weights, jnp.asarray([0.4, 1.5, 5.0], setting.dtype), alpha=2.0,
+        _problems(setting)[name][0], weights, jnp.asarray([0.4, 1.5, 5.0], setting.dtype), alpha=alpha,
         solver=solver, rtol=setting.solver_tolerance(1e-9), observe=keep,
     )  # fmt: skip
 
