@@ -52,5 +52,6 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         axes.set(xscale="log", xlabel=r"width $\hat{r}$ of the compressed network")
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.minorticks_off()
-    style.legend_above(figure, figure.axes[0].get_legend_handles_labels()[0])
+    handles = figure.axes[0].get_legend_handles_labels()[0]
+    style.legend_above(figure, handles, title="mean and one standard deviation over seeds")
     return figure

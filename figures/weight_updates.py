@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import lowdim_jax as ld
 from figures import runs, style
@@ -33,6 +34,7 @@ MODELS = {
     "conv net": (reference.ConvNet, "convolutions.1"),
     "ViT": (reference.VisionTransformer, "blocks.0.up"),
 }
+DASHED = {"linestyle": (0, (4, 1.5))}
 
 
 def compute(settings: Settings) -> Arrays:
@@ -107,7 +109,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         below[column].plot(times, arrays[f"{name}_share"], color=style.ORIGINAL, **style.MEASURED)
         if name != "DLN":
             random = arrays[f"{name}_random_share"]
-            below[column].plot(times, random, color=style.OTHER_RANK, **style.MEASURED)
+            below[column].plot(times, random, color=style.OTHER_RANK, **{**style.MEASURED, **DASHED})
         below[column].set(ylim=(0, 1.05), xlim=(0, 1), xlabel="fraction of training")
         below[column].set_title(f"in the top {k}", fontsize=9)
     above[0].set_ylabel(r"singular values of $W(t)-W(0)$")
@@ -117,6 +119,18 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         for labels, (key, colour, height) in rows.items():
             fitted = f"{labels} labels: {arrays[name + key][-1]:.0%} fitted"
             below[column].text(0.03, height, fitted, color=colour, fontsize=8)
+    style.legend_above(
+        figure,
+        [
+            Line2D([], [], color=colours[0], linewidth=1.2, label="early"),
+            Line2D([], [], color=colours[-1], linewidth=1.2, label="at the end"),
+            Line2D([], [], **style.PREDICTED, label=r"$2r$, or the number of classes"),
+            Line2D([], [], color=style.ORIGINAL, **style.MEASURED, label="share, true labels"),
+            Line2D(
+                [], [], color=style.OTHER_RANK, **{**style.MEASURED, **DASHED}, label="share, random labels"
+            ),
+        ],
+    )
     return figure
 
 

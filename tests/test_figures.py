@@ -171,9 +171,26 @@ def test_an_unknown_name_ends_the_process_without_traceback():
 def test_a_figure_is_saved_with_its_settings_and_nothing_else_is_left(saved):
     name, folder = saved
     suffixes = {path.name.removeprefix(f"{name}.") for path in folder.iterdir()}
-    assert suffixes == {"npz", "png", "svg"}
+    assert suffixes == {"npz", "png", "svg", "index.html"}
     with np.load(folder / f"{name}.npz") as file:
         assert json.loads(str(file["settings"])) == registry.describe(name).settings["small"]
+
+
+def test_a_page_beside_the_pictures_says_what_they_show_and_how_they_were_made(saved):
+    name, folder = saved
+    page = (folder / "index.html").read_text("utf-8")
+    assert f'<img src="{name}.png"' in page
+    assert "d 16, r 3, ranks 2 3 5" in page
+    assert page.count("<figure") == 1
+
+
+def test_pictures_belong_to_the_figure_with_the_longest_name_that_fits():
+    from figures.gallery import _owner
+
+    assert _owner("incremental-learning-lines") == "incremental-learning"
+    assert _owner("incremental-learning-sensing") == "incremental-learning-sensing"
+    assert _owner("incremental-learning-sensing-lines") == "incremental-learning-sensing"
+    assert _owner("something-else") == ""
 
 
 def test_redraw_gives_the_same_bytes_without_computing(saved):
@@ -295,6 +312,24 @@ def test_components_rise_one_after_another_and_aligned(computed):
     for side in ("left", "right"):
         known = arrays[f"compressed_{side}"][distinct(arrays, "compressed")]
         np.testing.assert_allclose(known, 1, atol=1e-9)
+
+
+def test_the_flat_and_the_moving_drawing_show_the_same_arrays(computed):
+    import matplotlib
+
+    from figures import style
+
+    arrays, settings = computed("incremental-learning")
+    module = registry.load("incremental-learning")
+    with matplotlib.rc_context(style.RC):
+        flat = module.variants(arrays, settings)["lines"]
+        assert_fit_for_print(flat)
+        moving, update, frames = module.animate(arrays, settings)
+    drawn = flat.axes[0].get_lines()[-1].get_ydata()
+    np.testing.assert_array_equal(drawn, arrays["original_values"][:, settings["r"] - 1])
+    update(frames - 1)
+    heights = [bar.get_height() for bar in moving.axes[1].containers[1]]
+    np.testing.assert_array_equal(heights, arrays["compressed_values"][-1, : settings["r"]])
 
 
 @pytest.mark.parametrize("observed", [1.0, 0.7])

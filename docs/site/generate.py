@@ -61,6 +61,11 @@ what is not exported at the top is used from its module.
 | | |
 |---|---|
 """
+GALLERY = """# Gallery
+
+Every figure, with its settings at both sizes; pictures are of size small, made in seconds on two cores.
+`python -m figures make --all` makes them again, with a page like this one, `figures/out/index.html`.
+"""
 TOP = """# The top level
 
 What `import lowdim_jax as ld` brings; the rest is used from its module.
@@ -86,6 +91,7 @@ def pages() -> dict[Path, str]:
         found[DOCS / "reference" / f"{page}.md"] = "\n\n".join(sections) + "\n"
     found[DOCS / "reference" / "index.md"] = index
     found[DOCS / "reference" / "lowdim_jax.md"] = TOP + "\n".join(top_rows()) + "\n"
+    found[DOCS / "gallery.md"] = gallery()
     for name, rows in (("checks", check_rows()), ("figures", figure_rows())):
         path = DOCS / f"{name}.md"
         found[path] = with_rows(path.read_text("utf-8"), rows)
@@ -136,6 +142,23 @@ def figure_rows() -> list[str]:
     from figures import registry
 
     return [f"| `{name}` | {cell(registry.describe(name).summary)} |" for name in registry.names()]
+
+
+def gallery() -> str:
+    """A section for each figure: what it shows, its settings at both sizes, its picture at size small."""
+    from figures import registry
+    from figures.gallery import settings_line
+
+    sections = [GALLERY.rstrip()]
+    for name in registry.names():
+        figure = registry.describe(name)
+        settings = [f"- *{size}*: {settings_line(dict(given))}" for size, given in figure.settings.items()]
+        sections += [f"## {name}", figure.summary, "\n".join(settings)]
+        stems = [name, f"{name}-lines"]
+        pictures = [DOCS / "images" / "gallery" / f"{stem}.png" for stem in stems]
+        pictures.append(DOCS / "images" / "gallery" / f"{name}.gif")
+        sections += [f"![{figure.summary}](images/gallery/{path.name})" for path in pictures if path.exists()]
+    return "\n\n".join(sections) + "\n"
 
 
 def cell(text: str) -> str:
