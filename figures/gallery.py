@@ -81,4 +81,7 @@ def settings_line(settings: dict[str, Any]) -> str:
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return " / ".join([f"{key}: {_short(item)}" for key, item in value.items()])
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        nested = any(isinstance(item, list) for item in value)
+        return (" / " if nested else " ").join([_short(item) for item in value])
+    return str(value)
