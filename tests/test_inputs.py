@@ -207,6 +207,13 @@ def test_the_stable_rank_does_not_depend_on_scale():
         assert ld.spectra.stable_rank(scale * values) == pytest.approx(21 / 16, rel=1e-6)
 
 
+def test_a_tiny_target_is_not_zero():
+    """Its squares are, in single precision."""
+    assert np.any(ld.factorization(1e-30 * MATRIX).target)
+    factors = np.eye(4)[:, :1], [1e-30], np.eye(3)[:, :1]
+    assert ld.factorization(factors).target.singular_values[0] > 0
+
+
 def test_a_layer_that_starts_at_zero_flows(x64):
     """microsoft/LoRA #98, torchdiffeq #38."""
     problem = ld.factorization(ld.random_target(jax.random.key(0), (12, 9), [3.0, 2.0, 1.0]))
