@@ -109,8 +109,7 @@ MUTANTS = [
     ("inputs scaled instead of whitened", "problems/targets", "return left @ right\n",
      "return left @ (sigma[:, None] * right)\n", "whitened-data"),
     ("sensing loss without its half", "problems/matrix_sensing",
-     "/ (2 * self.curvature.astype(matrix.dtype))",
-     "/ self.curvature.astype(matrix.dtype)", "surrogate"),
+     "return half(matrix) / self", "return 2 * half(matrix) / self", "surrogate"),
     ("sign of the sensing surrogate", "problems/matrix_sensing", "return self.operator.adjoint(self.labels)",
      "return -self.operator.adjoint(self.labels)", "surrogate"),
     ("adjoint of sensing transposed", "problems/matrix_sensing", ".reshape(self.shape).astype(y.dtype)",
@@ -140,10 +139,10 @@ MUTANTS = [
     ("α squared in the descent of a mode", "theory/_mode", "alpha = 1 if mode.alpha is None else mode.alpha",
      "alpha = 1 if mode.alpha is None else mode.alpha**2", "closed-forms"),
     ("small-scale law of depth 2", "theory/modes", "depth == 2:", "depth == 20:", "closed-forms"),
-    ("implicit solver too fast", "flow", "args: -end * rates * gradient(y)",
-     "args: -(1.02 if implicit else 1.0) * end * rates * gradient(y)", "flow-solvers"),
+    ("implicit solver too fast", "flow", "(starts, -end * rates * gradient(y), 0)",
+     "(starts, -(1.02 if implicit else 1.0) * end * rates * gradient(y), 0)", "flow-solvers"),
     ("half a gradient of observed entries", "problems/matrix_completion",
-     "return value, (gradient_a, gradient_b)", "return value, (gradient_a, gradient_b / 2)",
+     "jnp.vdot(gradient_b, tangents[1])", "jnp.vdot(gradient_b, tangents[1]) / 2",
      "losses-and-gradients"),
 ]  # fmt: skip
 
