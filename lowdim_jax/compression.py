@@ -84,6 +84,13 @@ class Visible(NamedTuple):
         How many stand above, which may be none.
     edge
         The largest singular value that noise would have; None where the surrogate has no noise.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 2.0, 0.0, 0.0])))
+    >>> visible_components(problem).parts.singular_values
+    Array([3., 2.], dtype=float32)
     """
 
     parts: LowRank
@@ -97,6 +104,13 @@ def visible_components(problem: Problem, /, *, margin: float = 1.0) -> Visible:
     The edge is what random signs leave of the data, `problem.noise_edge()`. A large component hides small
     ones, as signs keep its energy; where all entries are observed it is taken off, and the rest looked at
     again. Where a problem has no edge, components above rounding count.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.array([3.0, 2.0, 0.0, 0.0])))
+    >>> visible_components(problem).above
+    2
     """
     edge_of = getattr(problem, "noise_edge", getattr(problem, "surrogate_error", None))
     if edge_of is None:

@@ -14,27 +14,32 @@ import theory_checks
 COMMANDS = ("__main__", "command", "worker", "cli")
 # Rooms whose names are for other rooms of the project.
 WORKSHOPS = (
+    "lowdim_jax.checked_run",
     "lowdim_jax.checkpoints",
+    "lowdim_jax.closing",
     "lowdim_jax.distributed.rendezvous",
+    "lowdim_jax.growing",
     "lowdim_jax.nn.deltas",
     "lowdim_jax.nn.gradients",
     "lowdim_jax.nn.kernels",
     "lowdim_jax.nn.metric",
     "lowdim_jax.nn.ranks",
     "lowdim_jax.problems.groups",
+    "lowdim_jax.problems.noise",
     "lowdim_jax.ratings.lines",
 )
 # The same for single names: checks of arguments, and steps that only solvers take.
 TOOLS = {
-    "lowdim_jax.descent": {"initial_state", "take_step"},
+    "lowdim_jax.descent": {"checked_steps", "checked_tolerance", "initial_state", "take_step"},
     "lowdim_jax.distributed.shards": {"even_bounds", "fingerprint", "read_entries", "split", "synthesize"},
+    "lowdim_jax.fitting": {"Outcome", "deepened"},
     "lowdim_jax.initialization": {"check_scale"},
-    "lowdim_jax.linalg": {"as_matrix", "check_finite", "is_sparse"},
+    "lowdim_jax.linalg": {"as_factors", "as_matrix", "check_finite", "is_sparse"},
     "lowdim_jax.networks": {"check_depth", "check_fits"},
     "lowdim_jax.nn.conversion": {"cut", "matrix_of"},
     "lowdim_jax.nn.layers": {"at_least_single", "metadata_of", "metadata_of_factor"},
     "lowdim_jax.nn.paths": {"matching", "names_of", "replace_everywhere"},
-    "lowdim_jax.problems.base": {"as_truth"},
+    "lowdim_jax.problems.base": {"as_truth", "held_out"},
     "lowdim_jax.problems.matrix_completion": {"completion_error", "half_squared_misfit"},
     "lowdim_jax.trajectory": {"blank", "trim"},
     "lowdim_jax.window": {"hidden_bases", "make_window", "reduce_window", "sample_window"},
