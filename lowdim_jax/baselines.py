@@ -3,6 +3,8 @@
 Each returns a network of two factors, so that `loss`, `recovery_error` and `entries` apply to it.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,20 +42,25 @@ def alternating_minimization(
     >>> bool(problem.recovery_error(weights) < 0.05)
     True
     """
+    if not ridge >= 0:
+        raise ValueError(f"ridge={ridge}, expected at least 0")
     if start is None:
         dtype = problem.by_row.values.dtype
         widths = (problem.shape[1], rank, problem.shape[0])
         start = gaussian(jax.random.key(seed), widths, scale=1, dtype=dtype)
     b, a = start
     for _ in range(sweeps):
-        a = _ridge_regression(problem.by_row, b.T, ridge)
-        b = _ridge_regression(problem.by_column, a, ridge).T
+        a = _ridge_regression(problem.by_row, b.T, ridge, plain=ridge == 0)
+        b = _ridge_regression(problem.by_column, a, ridge, plain=ridge == 0).T
     return b, a
 
 
-@jax.jit
-def _ridge_regression(groups: Groups, other: jax.Array, ridge) -> jax.Array:
-    """Each owner's row `x` of least `½ Σ (x · other_k − y_k)² + ½ ridge ‖x‖²`."""
+@partial(jax.jit, static_argnames="plain")
+def _ridge_regression(groups: Groups, other: jax.Array, ridge, *, plain: bool) -> jax.Array:
+    """Each owner's row `x` of least `½ Σ (x · other_k − y_k)² + ½ ridge ‖x‖²`.
+
+    Without a ridge (`plain`), the shortest one: an owner with fewer entries than `x` has any number of them.
+    """
     rank, dtype = other.shape[1], other.dtype
 
     def add(sums, part):
@@ -65,6 +72,11 @@ def _ridge_regression(groups: Groups, other: jax.Array, ridge) -> jax.Array:
 
     zeros = jnp.zeros((groups.owners, rank, rank), dtype), jnp.zeros((groups.owners, rank), dtype)
     (grams, sides), _ = jax.lax.scan(add, zeros, (groups.owner, groups.others, groups.values))
+    if plain:
+        values, vectors = jnp.linalg.eigh(grams)
+        least = rank * jnp.finfo(dtype).eps * values[:, -1:]
+        inverse = jnp.where(values > least, 1 / jnp.where(values > least, values, 1), 0)
+        return jnp.einsum("gij,gj,gkj,gk->gi", vectors, inverse, vectors, sides)
     return jnp.linalg.solve(grams + ridge * jnp.eye(rank, dtype=dtype)[None], sides[..., None])[..., 0]
 
 
@@ -103,6 +115,9 @@ def soft_impute(
     >>> bool(problem.recovery_error(soft_impute(problem, penalty=0.05, rank=4)) < 0.2)
     True
     """
+    for name, value in (("penalty", penalty), ("tolerance", tolerance)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value}, expected at least 0")
     rows, columns, values = problem.triplets()
     d_out, d_in = problem.shape
     right = np.linalg.qr(np.random.default_rng(0).standard_normal((d_in, rank)))[0]

@@ -23,6 +23,7 @@ from lowdim_jax.growing import (
     NOISY_STALL,
     Budget,
     Stage,
+    best_constant,
     choose,
     generalized,
     largest_rank,
@@ -273,7 +274,7 @@ def fit(
     done = outcome.status == Status.REACHED_TOLERANCE and tolerance != TOLERANCE
     done = done or asked or (rank is not None and run.overdue(check_every))  # its width fits noise
     if finish and spent < steps and not done and outcome.status != Status.DIVERGED:
-        first = parts_of(run.state.weights, min(settings["rank"], len(look.parts.singular_values)))
+        first = parts_of(run.state.weights, min(settings["rank"], max(look.above, 1)))
         most = largest_rank(problem) if rank is None else rank
         again = {"depth": depth, "alpha": alpha, "patience": patience, "check_every": check_every}
         outcome = _finish(problem, run, first, zero, tolerance, most, steps - spent, outcome, again)
@@ -360,7 +361,7 @@ def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) 
     if stage is not None and estimate < MUCH * choice.loss:
         parts, why = stage.parts, "chosen by generalized cross-validation: too few data to hold any out"
     elif choice.parts is None:
-        parts = choice.constant
+        parts = best_constant(problem, dtype)
         why = f"on {HELD_OUT:.0%} of the data, held out, a constant does as well ({left:.3g} left)"
     else:
         same = [stage.parts for stage in found if stage.rank == len(choice.parts.singular_values)]

@@ -84,7 +84,8 @@ def stages(
     A stage starts from the one before and the components that its residual shows above the residual's own
     noise edge (one at least); where then nothing is left to see, also from the surrogate's own leading
     components. The first finds small components beside large ones, the second equal ones of which too few
-    were seen.
+    were seen. A rank that was not fitted is tried again from the one above it, cut: nearest to the
+    information limit the way there leads through more dimensions.
 
     Parameters
     ----------
@@ -99,12 +100,14 @@ def stages(
     stall
         As in `close`.
     """
-    quiet, start = 0, first
+    quiet, before, start = 0, None, first
     while budget.left > 0:
         rank = len(start.singular_values)
         goal = exact_loss(loss_at_zero(problem, start.dtype), start.dtype)
         best = budget.close(problem, start, goal=goal, stall=stall)
         if best.loss <= exact:
+            if before is not None:
+                best = _from_above(problem, best, before, exact, goal, budget, stall) or best
             yield Stage(best.parts, best.loss, 0.0)
             return
         shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
@@ -114,7 +117,12 @@ def stages(
             if again.loss < best.loss:
                 best = again
                 shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
-        structure = _structure(shown)
+        if before is not None and quiet:
+            below = _from_above(problem, best, before, exact, goal, budget, stall)
+            if below is not None:
+                yield Stage(below.parts, below.loss, 0.0)
+                return
+        structure, before = _structure(shown), rank
         yield Stage(best.parts, best.loss, structure)
         if best.loss <= exact or rank >= most:
             return
@@ -124,13 +132,19 @@ def stages(
         start = _sum(best.parts, shown.parts.truncate(most - rank))
 
 
+def _from_above(problem, best: Closed, rank: int, exact, goal, budget: Budget, stall) -> Closed | None:
+    """An exact fit of a lower rank from a matrix cut to it, if that leads to one."""
+    if budget.left <= 0:
+        return None
+    below = budget.close(problem, best.parts.truncate(rank), goal=goal, stall=stall)
+    return below if below.loss <= exact else None
+
+
 class Choice(NamedTuple):
-    """What held-out data chose: components to start from, and held-out losses of them and of a constant."""
+    """What held-out data chose: components to start from, and what they leave of the held-out data."""
 
     parts: LowRank | None
     loss: float
-    trivial: float
-    constant: LowRank
 
 
 def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget) -> Choice:
@@ -141,7 +155,7 @@ def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget)
     first = visible_components(on_host(train)).parts.truncate(most)
     constant = best_constant(train, first.dtype)
     trivial = min(value_of(held.loss, matrix) for matrix in (zero_matrix(held, first.dtype), constant))
-    best, worse = Choice(None, trivial, trivial, constant), 0
+    best, worse = Choice(None, trivial), 0
     for stage in stages(train, first, exact=exact, most=most, budget=budget, stall=NOISY_STALL):
         loss = value_of(held.loss, stage.parts)
         worse = worse + 1 if not loss < best.loss else 0

@@ -43,6 +43,134 @@ def test_sensing_from_data_alone_converges_at_any_scale_of_data_and_measurements
     assert problem.recovery_error(fit.weights) < 1e-4
 
 
+def matrix_of(shape, values, seed=0):
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.standard_normal((side, len(values))))[0] for side in shape)
+    return (left * np.asarray(values)) @ right.T
+
+
+def test_the_condition_number_does_not_matter(x64):
+    truth = matrix_of((80, 80), np.geomspace(1, 1e-3, 4))
+    problem = ld.completion(truth, np.random.default_rng(1).random((80, 80)) < 0.4, truth=truth)
+    fit = ld.fit(problem)
+    assert fit.settings["rank"] == 4
+    assert fit.converged
+    assert problem.recovery_error(fit.weights) < 1e-11
+
+
+def test_the_condition_number_does_not_matter_in_sensing(x64):
+    truth = matrix_of((24, 20), (1.0, 0.03, 0.001))
+    stack = ld.gaussian_measurements(jax.random.key(1), 400, (24, 20))
+    problem = ld.sensing(stack, truth=truth)
+    fit = ld.fit(problem)
+    assert fit.settings["rank"] == 3
+    assert problem.recovery_error(fit.weights) < 1e-11
+
+
+def near_the_limit(seed):
+    """1.6 entries a degree of freedom, three in every row and column."""
+    rng, truth = np.random.default_rng(seed), matrix_of((40, 40), (1.0, 0.8), seed)
+    mask = rng.random((40, 40)) < 0.16
+    for line in (*mask, *mask.T):
+        line[rng.choice(np.flatnonzero(~line), max(3 - line.sum(), 0), replace=False)] = True
+    return ld.completion(truth, mask, truth=truth)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_few_more_entries_than_degrees_of_freedom_are_enough(x64, seed):
+    problem = near_the_limit(seed)
+    fit = ld.fit(problem)
+    assert fit.settings["rank"] == 2
+    assert problem.recovery_error(fit.weights) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["completion", "observed", "factorization"])
+def test_data_of_any_size_are_fitted_as_those_of_size_one(kind):
+    """Single precision: squares of 1e20 and of 1e-20 are out of its range."""
+    truth = matrix_of((30, 25), (1.0, 0.7)).astype(np.float32)
+    mask = np.random.default_rng(1).random(truth.shape) < 0.5
+    errors = []
+    for size in (1.0, 1e20, 1e-20, 1e30):
+        values = truth * np.float32(size)
+        problem = {
+            "completion": lambda values=values: ld.completion(values, mask),
+            "observed": lambda values=values: ld.completion(values, mask).observed(),
+            "factorization": lambda values=values: ld.factorization(values),
+        }[kind]()
+        fit = ld.fit(problem)
+        layers = [np.asarray(layer, float) for layer in fit.weights]
+        errors.append(np.linalg.norm(layers[2] @ layers[1] @ layers[0] / size - truth))
+        assert fit.converged
+        assert fit.settings["rank"] == 2
+    assert max(errors) < 1e-5
+
+
+def test_data_near_the_ends_of_double_precision_are_fitted(x64):
+    truth, seen = matrix_of((30, 25), (1.0, 0.7)), np.random.default_rng(1).random((30, 25)) < 0.5
+    for size in (1e200, 1e-200):
+        fit = ld.fit(ld.completion(truth * size, seen))
+        layers = [np.asarray(layer) / size ** (1 / 3) for layer in fit.weights]
+        assert np.linalg.norm(layers[2] @ layers[1] @ layers[0] - truth) < 1e-10
+
+
+def test_noise_is_told_and_the_rank_chosen_without_being_asked(x64):
+    truth = matrix_of((60, 50), (1.0, 1.0, 0.8))
+    rng = np.random.default_rng(2)
+    noise = 0.1 * np.linalg.norm(truth) / 3000**0.5 * rng.standard_normal(truth.shape)
+    problem = ld.completion(truth + noise, rng.random(truth.shape) < 0.5, truth=truth)
+    fit = ld.fit(problem)
+    assert fit.noisy
+    assert not fit.converged
+    assert fit.settings["rank"] == 3
+    assert "looks like noise" in fit.message
+    left, right = np.linalg.svd(truth)[0][:, :3], np.linalg.svd(truth)[2][:3].T
+    seen = np.asarray(problem.mask)
+    rows = np.einsum("ij,jk->ijk", seen, right).reshape(-1, 3)  # least squares that knows both spaces
+    design = [np.concatenate([np.kron(np.eye(60)[i], right[j]), np.kron(left[i], np.eye(50)[j])])
+              for i, j in zip(*np.nonzero(seen), strict=True)]
+    assert rows.shape == (3000, 3)
+    x = np.linalg.lstsq(np.array(design), noise[seen], rcond=None)[0]
+    best = np.linalg.norm(x[:180].reshape(60, 3) @ right.T + left @ x[180:].reshape(3, 50))
+    assert problem.recovery_error(fit.weights) < 1.2 * best / np.linalg.norm(truth)
+
+
+def test_nothing_but_noise_gives_no_more_than_a_constant(x64):
+    rng = np.random.default_rng(0)
+    noise = 0.5 + rng.standard_normal((40, 30))
+    problem = ld.completion(noise, rng.random((40, 30)) < 0.5)
+    fit = ld.fit(problem)
+    network = fit.weights[2] @ fit.weights[1] @ fit.weights[0]
+    np.testing.assert_allclose(network, np.mean(noise[np.asarray(problem.mask)]), rtol=1e-6)
+    assert fit.noisy
+    assert "constant" in fit.message
+
+
+def test_patience_starts_after_the_plateau(x64):
+    train, held = completion(noise=0.05).split(0.1)
+    fit = ld.fit(train, rank=2, validate=held.loss, check_every=10, finish=False)
+    assert fit.best_step > 200
+    assert held.loss(fit.weights) < 0.2 * fit.validation[0]
+
+
+def test_a_given_rank_is_kept_and_closed(x64):
+    problem = completion()
+    fit = ld.fit(problem, rank=4)
+    assert ld.widths(fit.weights) == (40, 4, 4, 40)
+    assert problem.recovery_error(fit.weights) < 1e-11
+
+
+def test_an_under_estimated_rank_says_by_how_much_it_missed(x64):
+    fit = ld.fit(completion(rank=3), rank=2)
+    assert not fit.converged
+    assert 0.05 < fit.misfit < 1
+    assert "not converged" in fit.message
+
+
+def test_data_that_are_zero_are_refused():
+    with pytest.raises(ValueError, match="zero throughout"):
+        ld.fit(ld.completion(np.zeros((6, 5))))
+
+
 def test_every_setting_can_be_given(x64):
     problem = completion()
     given = {"depth": 2, "rank": 3, "scale": 0.1, "alpha": 2.0, "learning_rate": 1e-3, "weight_decay": 0.1}
@@ -95,6 +223,7 @@ def test_a_run_that_diverges_says_so(x64):
         ({"depth": 1}, "depth=1, expected an integer of at least 2"),
         ({"tolerance": 0.0}, "tolerance=0.0, expected a fraction"),
         ({"patience": 0.0}, "patience=0.0, expected a positive"),
+        ({"tolerance": float("nan")}, "tolerance=nan, expected a fraction"),
         ({"rank": 99}, "rank=99, expected 1 ≤ rank ≤ 40"),
     ],
 )
@@ -204,6 +333,22 @@ def test_alternating_minimization_solves_ridge_regressions(x64):
 
     for gradient in jax.grad(objective)((b, a)):
         assert jnp.abs(gradient).max() < 1e-3 * jnp.abs(a).max()
+
+
+def test_alternating_minimization_without_a_ridge_takes_the_shortest_solutions(x64):
+    rng = np.random.default_rng(0)
+    rows, columns = np.nonzero(rng.random((12, 10)) < 0.3)  # some have fewer entries than the rank
+    problem = ld.observed_completion(rows, columns, rng.standard_normal(len(rows)), shape=(13, 10))
+    b, a = baselines.alternating_minimization(problem, rank=4, ridge=0.0, sweeps=1)
+    start = ld.gaussian(jax.random.key(0), (10, 4, 13), scale=1)[0]
+    for row in range(13):
+        here = rows == row
+        values = np.asarray(problem.triplets()[2])[problem.triplets()[0] == row]
+        x = np.linalg.lstsq(np.asarray(start).T[columns[here]], values, rcond=None)[0] if here.any() else 0
+        np.testing.assert_allclose(a[row], x, atol=1e-8)
+    assert np.isfinite(b).all()
+    with pytest.raises(ValueError, match="ridge=nan"):
+        baselines.alternating_minimization(problem, rank=4, ridge=float("nan"))
 
 
 def test_alternating_minimization_goes_on_from_its_start(x64):
