@@ -270,7 +270,7 @@ def fit(
     if saved is not None:
         saved.close()
     spent = int(run.state.step)
-    outcome = Outcome(run.best, Status(int(trajectory.status)), trajectory.message)
+    outcome = _Outcome(run.best, Status(int(trajectory.status)), trajectory.message)
     done = outcome.status == Status.REACHED_TOLERANCE and tolerance != TOLERANCE
     done = done or asked or (rank is not None and run.overdue(check_every))  # its width fits noise
     if finish and spent < steps and not done and outcome.status != Status.DIVERGED:
@@ -302,7 +302,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Outcome:
+class _Outcome:
     """Weights, how they came about, and what was learned of the data on the way."""
 
     weights: Weights
@@ -321,9 +321,9 @@ def _finish(
     tolerance: float,
     most: int,
     budget: int,
-    descent: Outcome,
+    descent: _Outcome,
     again: dict[str, Any],
-) -> Outcome:
+) -> _Outcome:
     """Close the descent, grow the rank until the data are fitted, or choose it on data held out."""
     step, depth, before = int(run.state.step), again["depth"], descent.ended
     may_hold_out = run.validate is None and getattr(problem, "count", 0) >= FEWEST
@@ -331,26 +331,26 @@ def _finish(
     found: list[Stage] = []
     for stage in stages(problem, first, exact=tolerance * zero, most=most, budget=exploring):
         found.append(stage)
-        run.add(step + exploring.spent, stage.loss, deepened(stage.parts, depth))
+        run.add(step + exploring.spent, stage.loss, _deepened(stage.parts, depth))
     ended = f"{before}; closed by {exploring.spent} more gradients"
     if not found:
         return descent
     last = found[-1]
     if last.loss <= tolerance * zero:
         why = "the smallest tried at which the data are fitted" if len(found) > 1 else ""
-        return Outcome(deepened(last.parts, depth), Status.REACHED_TOLERANCE, ended, last.loss, False, why)
+        return _Outcome(_deepened(last.parts, depth), Status.REACHED_TOLERANCE, ended, last.loss, False, why)
     noisy = last.structure <= MARGIN
     if not may_hold_out:
         least = min(found, key=lambda stage: stage.loss)
         best = next((stage for stage in found if stage.structure <= MARGIN), least)
-        weights = deepened(best.parts, depth) if run.validate is None else run.best
+        weights = _deepened(best.parts, depth) if run.validate is None else run.best
         loss = best.loss if run.validate is None else None
         status = Status.COMPLETED if run.validate is None else Status.STOPPED
-        return Outcome(weights, status, ended, loss, noisy, "")
+        return _Outcome(weights, status, ended, loss, noisy, "")
     return _hold_out(problem, found, run, zero, tolerance, most, budget - exploring.spent, ended, again)
 
 
-def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) -> Outcome:
+def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) -> _Outcome:
     """Choose rank and number of steps on data held out, and fit all of them so."""
     depth, dtype = again["depth"], found[0].parts.dtype
     train, held = problem.split(HELD_OUT, seed=0)
@@ -369,12 +369,12 @@ def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) 
         closed = [spending.close(problem, start, goal=0.0, stall=NOISY_STALL) for start in starts]
         parts = min(closed, key=lambda closed: closed.loss).parts
         why = f"chosen on {HELD_OUT:.0%} of the data, held out, of which it leaves {left:.3g}"
-    loss, weights = value_of(problem.loss, parts), deepened(parts, depth)
+    loss, weights = value_of(problem.loss, parts), _deepened(parts, depth)
     run.add(run.history[-1][0] + spending.spent, loss, weights)
-    return Outcome(weights, Status.STOPPED, ended, loss, True, why)
+    return _Outcome(weights, Status.STOPPED, ended, loss, True, why)
 
 
-def _message(fit: Fit, outcome: Outcome, look: Visible, tolerance: float) -> str:
+def _message(fit: Fit, outcome: _Outcome, look: Visible, tolerance: float) -> str:
     """How a fit went, in words."""
     parts = [outcome.ended]
     if fit.converged:
@@ -392,7 +392,7 @@ def _message(fit: Fit, outcome: Outcome, look: Visible, tolerance: float) -> str
     return "; ".join(parts)
 
 
-def deepened(parts: LowRank, depth: int, /) -> Weights:
+def _deepened(parts: LowRank, depth: int, /) -> Weights:
     """The matrix as a balanced network of given depth, `(Σ^{1/L} Vᵀ, Σ^{1/L}, …, U Σ^{1/L})`."""
     left, values, right = map(np.asarray, (parts.left, parts.singular_values, parts.right))
     root = values ** values.dtype.type(1 / depth)

@@ -183,6 +183,11 @@ def held_out(count: int, fraction: float, seed: int) -> np.ndarray:
     ------
     ValueError
         If all or none would be.
+
+    Examples
+    --------
+    >>> int(held_out(20, 0.25, seed=0).sum())
+    5
     """
     held = np.random.default_rng(seed).permutation(count) < round(fraction * count)
     if held.all() or not held.any():
