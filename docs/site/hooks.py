@@ -30,7 +30,7 @@ def on_files(files, config):
         files.append(File.generated(config, name, content=content))
 
     add("changelog.md", (ROOT / "CHANGELOG.md").read_text("utf-8").replace("](docs/", "]("))
-    add("explorer.html", page())
+    add("explorer-page.html", page())
     add("site.css", (HERE / "site.css").read_text("utf-8"))
     for source in tutorials.sources():
         shown = tutorials.executed(source)
