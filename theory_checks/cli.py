@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from lowdim_command import FAILED, INTERRUPTED, OK, Parser, new_parser, require_writable, run, whole_number
@@ -67,6 +68,12 @@ def _parser() -> Parser:
     )
     run.add_argument(
         "--rank", type=whole_number(1), metavar="R", help="components of the target to keep"
+    )
+    run.add_argument(
+        "--processes",
+        type=whole_number(1),
+        metavar="N",
+        help="processes that share the checks; default: 2 on a CPU of several cores, else 1",
     )
     run.add_argument("--fail-fast", action="store_true", help="stop at the first check that does not hold")
     run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
@@ -176,10 +183,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from theory_checks.coverage import rows
     from theory_checks.interrupts import Interrupts
     from theory_checks.report import print_table, print_verdict, track, write
-    from theory_checks.runner import environment, run_checks
+    from theory_checks.runner import environment
     from theory_checks.selection import all_checks, load, select
     from theory_checks.setting import Setting
     from theory_checks.target_file import load_matrix, prepare
+    from theory_checks.workers import default_processes, run_in_processes
 
     for path in arguments.load:
         load(path)
@@ -208,10 +216,15 @@ def _run(arguments: argparse.Namespace) -> int:
         target_note=note,
     )
     about = environment(setting)
+    processes = arguments.processes or default_processes(about["device"].split(":")[0], checks)
+    configure = partial(_configure_process, arguments.device, arguments.dtype, tuple(arguments.load))
     results: list = []
     with Interrupts() as interrupts:
         try:
-            for _ in track(run_checks(checks, setting, results, interrupts), checks):
+            done = run_in_processes(
+                checks, setting, results, interrupts, processes=processes, configure=configure
+            )
+            for _ in track(done, checks):
                 if interrupts.asked:
                     break
                 if arguments.fail_fast and results[-1].outcome not in ("pass", "not-applicable"):
@@ -224,6 +237,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if not results:
             print("theory-checks: interrupted before the first check", file=sys.stderr)
             return INTERRUPTED
+        results.sort(key=lambda result: [check.name for check in checks].index(result.name))
         paths = write(arguments.out, about, results, rows(all_checks(), results))
         print_table(results)
         print_verdict(about, results, paths)
@@ -286,6 +300,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     before, after = read_report(arguments.before), read_report(arguments.after)
     print_comparison(before, after)
     return FAILED if worse(before, after) else OK
+
+
+def _configure_process(device: str | None, dtype: str, files: tuple[Path, ...]) -> None:
+    """What a process needs before it runs checks: JAX's settings, and the user's own checks."""
+    from theory_checks.selection import load
+
+    _configure_jax(device, dtype)
+    for path in files:
+        load(path)
 
 
 def _configure_jax(device: str | None, dtype: str) -> None:
