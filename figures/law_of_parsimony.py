@@ -28,7 +28,7 @@ def compute(settings: Settings) -> Arrays:
     r, number = settings["r"], settings["layer"]
     target = runs.separated_target(settings)
     problem, start = ld.factorization(target.dense()), runs.original(settings)
-    reduction = ld.reduce(start, target)
+    reduction: Any = ld.reduce(start, target)
     optimizer = ld.GradientDescent(settings["learning_rate"], weight_decay=settings["weight_decay"])
     predicted_bulk = {
         "left": _complement(reduction.bases[number]),

@@ -161,11 +161,6 @@ def as_shape(name: str, shape: Any, /) -> tuple[int, int]:
     return d_out, d_in
 
 
-def as_sequence(values: Any, /) -> Any:
-    """Weights as the tuple that they are: a list of matrices is one, too."""
-    return tuple(values) if isinstance(values, Sequence) and not isinstance(values, tuple | str) else values
-
-
 def _check_kind(name: str, dtype) -> None:
     kind = getattr(dtype, "kind", "")  # random keys have none
     if not ((kind and kind in "biuf") or jnp.issubdtype(dtype, jnp.floating)):

@@ -108,6 +108,14 @@ def unmet_in_a_control(setting, /, *, error=0.5):
 """
 
 
+def test_the_tables_of_the_documentation_name_every_check_and_every_figure():
+    from figures.registry import names
+
+    checks, figures = ((DOCS / page).read_text("utf-8") for page in ("checks.md", "figures.md"))
+    assert [check.name for check in selection.all_checks() if f"`{check.name}`" not in checks] == []
+    assert [name for name in names() if name not in figures] == []
+
+
 def test_the_example_of_the_documentation_runs_and_its_control_fails(tmp_path, capsys):
     page = (DOCS / "your-own-check.md").read_text("utf-8")
     (tmp_path / "my_checks.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "utf-8")

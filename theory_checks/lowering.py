@@ -27,7 +27,7 @@ class Program:
     error: str = ""
 
 
-def lower(function: Callable, platform: str, /, *args: Any, **kwargs: Any) -> Program:
+def lower(function: Any, platform: str, /, *args: Any, **kwargs: Any) -> Program:
     """Lower a jitted function, called with these arguments, for a platform.
 
     Examples

@@ -101,7 +101,7 @@ def pairs(label: str, predicted: Any, measured: Any, *, seeds: int) -> Iterator[
         yield label, predicted, measured
     for key in keys:
         left, right = (side.get(key) if isinstance(side, dict) else side for side in sides)
-        name = f"{label}, {key}" if label else key
+        name = f"{label}, {key}" if label else str(key)
         if isinstance(key, int):
             name = _item(label, key, len(keys) == seeds)
         yield from pairs(name, left, right, seeds=seeds)

@@ -9,7 +9,7 @@ from lowdim_jax.theory._arguments import check
 
 
 def surrogate_angle(
-    target: LowRank, /, *, measurements: int | None = None, observed: ArrayLike | None = None
+    target: LowRank, /, *, measurements: float | None = None, observed: ArrayLike | None = None
 ) -> Float[Array, ""]:
     """Root mean square sine between leading left singular subspaces of surrogate and target.
 

@@ -26,7 +26,6 @@ from enumeration import SETTINGS, Mutant, mutants  # noqa: E402  (its folder is 
 
 HEAVY = ("jax", "optax", "diffrax", "flax.nnx", "scipy.optimize", "scipy.integrate", "scipy.sparse.linalg",
          "mpmath", "rich.table", "jinja2", "pytest", "sklearn.datasets")  # fmt: skip
-KILLED = ("a check", "an error", "no end", "a test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Statements 3.4 to 3.7 of docs/theory.md: originals of any shape and width, white data, escape times."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def _reduced_sample(_, key, *, sigma, rule, spaces, init):
     """The same of a square network that is drawn reduced: in its own coordinates it starts at ε I."""
     del init
     *_, d = spaces
-    reduction = ld.sample(key, d, sigma, depth=len(spaces) - 1, scale=SCALE)
+    reduction: Any = ld.sample(key, d, sigma, depth=len(spaces) - 1, scale=SCALE)
     small = ld.reduced_descent(reduction, rule, steps=STEPS, record_every=STEPS)
     inner = reduction.problem.target
     target = reduction.bases[-1] @ inner.dense() @ reduction.bases[0].T
@@ -110,7 +111,8 @@ def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
     values = jnp.ones(rank, setting.dtype)
 
     def direct(key):
-        target = ld.sample(key, drawn_width, values, depth=DEPTH, scale=SCALE).problem.target
+        drawn: Any = ld.sample(key, drawn_width, values, depth=DEPTH, scale=SCALE)
+        target = drawn.problem.target
         return jnp.sum((target.left.T @ target.right) ** 2)
 
     def through_layers(key):

@@ -123,7 +123,7 @@ def _surrogate_gaps(setting: Setting, seed: int, measured) -> list[float]:
         for k, e in enumerate(exact)
     ]
     sides = (left @ left.T, columns @ columns.T), (right @ right.T, rows.T @ rows)
-    return [*gaps, max(np.linalg.norm(known - own) for known, own in sides)]
+    return [*map(float, gaps), float(max(np.linalg.norm(known - own) for known, own in sides))]
 
 
 @check(

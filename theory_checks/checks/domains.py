@@ -1,6 +1,7 @@
 """What the library refuses: arguments outside the domain of the formulas and definitions it computes."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,7 @@ def _formulas() -> Calls:
         yield f"bulk, {name}", lambda bad={name: bad}: theory.bulk_descent(0.5, **bulk | bad)
     yield "bulk, ε < 0", lambda: theory.bulk_descent(-0.5, **bulk)
     parts = linalg.svd(jnp.eye(3))
+    known: dict[str, Any]
     both = {"measurements": 5, "observed": 0.5}
     for known in ({}, both, {"measurements": 0}, {"observed": 0.0}, {"observed": 1.5}):
         yield f"surrogate's angle, {known}", lambda known=known: theory.surrogate_angle(parts, **known)
@@ -190,6 +192,7 @@ def _problems(setting: Setting) -> Calls:
 
 def _solvers(setting: Setting) -> Calls:
     """Runs of no length, times that run back, initializations that have no reduction."""
+    options: dict[str, Any]
     eye = jnp.eye(3, dtype=setting.dtype)
     problem, weights, rule = ld.factorization(eye), (eye, eye), ld.GradientDescent(0.1)
     train = ld.gradient_descent
@@ -225,7 +228,8 @@ def _solvers(setting: Setting) -> Calls:
 
 def _borders(setting: Setting) -> Calls:
     """Calls that are just inside, none of which compiles much."""
-    eye = np.eye(3, dtype=setting.dtype)
+    known: dict[str, Any]
+    eye: Any = np.eye(3, dtype=setting.dtype)
     parts = linalg.svd(jnp.eye(3))
     for known in ({"measurements": 1}, {"observed": 1.0}):
         yield f"surrogate's angle, {known}", lambda known=known: theory.surrogate_angle(parts, **known)

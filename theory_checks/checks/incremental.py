@@ -1,5 +1,7 @@
 """Statement 1.6 of docs/theory.md: components are fitted one after another, at predicted times."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +128,7 @@ def _fit_both(target, weights, *, rate, steps, every):
         ld.factorization(target.dense()).loss, weights, ld.GradientDescent(rate), steps=steps,
         record_every=every, observe=observe_alignment(target),
     )
-    reduction = ld.reduce(weights, target, strict=False)
+    reduction: Any = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(
         reduction, ld.GradientDescent(rate), steps=steps, record_every=every,
         observe=lambda layers: spectra.alignment(ld.reduction.cores(layers), reduction.problem.target),

@@ -149,8 +149,8 @@ def _dense(setting: Setting, seed: int) -> np.ndarray:
 
 def _lifted(target, weights, *, rule=None, adam=None, steps):
     """Layers lifted from the reduction at every record, its losses, and the singular values at the end."""
-    optimizer = rule if adam is None else optax.adam(adam)
-    reduction = ld.reduce(weights, target, strict=False)
+    optimizer: Any = rule if adam is None else optax.adam(adam)
+    reduction: Any = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(
         reduction, optimizer, steps=steps, record_every=EVERY, observe=keep, strict=False
     )
@@ -283,6 +283,7 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
     def train(key):
         target = ld.random_target(key, (d, d), sigma)
         weights = original(target, key, depth=DEPTH, scale=scale, init=init)
+        reduction: Any
         full, reduction, small = _full_and_reduced(
             target, weights, ld.GradientDescent(rate), steps=steps, observe=observe_alignment(target)
         )

@@ -93,7 +93,9 @@ def _problems(setting: Setting, *, transposed: bool = False) -> dict[str, tuple[
             networks.observed(rows, columns, values, shape),
         ),
         "observed entries, some twice": (
-            ld.observed_completion(*twice, np.asarray(both, setting.dtype), duplicates="mean", **seen),
+            ld.observed_completion(
+                twice[0], twice[1], np.asarray(both, setting.dtype), duplicates="mean", **seen
+            ),
             networks.observed(rows, columns, means, shape),
         ),
     }  # fmt: skip
@@ -175,7 +177,8 @@ def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
         "top value": (sigma[0], ld.problems.top_singular_value(problem)),
     }  # fmt: skip
     lengths = sum(size**-0.5 for size in problem.shape)
-    if isinstance(problem, ld.problems.Sensing):
+    is_sensing = isinstance(problem, ld.problems.Sensing)
+    if is_sensing:
         labels, curvature = np.asarray(problem.labels, float), float(problem.curvature)
         energy = np.sum(labels**2) / curvature * np.prod(problem.shape) / len(labels)
         pairs["noise level"] = energy**0.5 * lengths, problem.surrogate_error()
@@ -292,7 +295,7 @@ def _ends(setting: Setting) -> dict[str, Any]:
     weights = tuple(_cast(setting, _weights(5, 3, 4)))
     history = networks.descent(exact, _weights(5, 3, 4), rate=RATE, steps=STEPS)
     losses = np.array([networks.loss_and_gradients(exact, network)[0] for network in history])
-    settings = {"steps": STEPS, "record_every": EVERY}
+    settings: dict[str, Any] = {"steps": STEPS, "record_every": EVERY}
     rule = ld.GradientDescent(RATE)
     goal = float(losses[12] + losses[13]) / 2
     early = ld.gradient_descent(problem, weights, rule, tolerance=goal, **settings)

@@ -157,7 +157,7 @@ def library_starts(setting: Setting, /, *, transposed=False) -> Evidence:
             pairs[f"balance of layer {layer}, L = {depth}"] = w @ w.T, v.T @ v
     identity = initialization.identity((3, 2, 4), scale=SCALE, dtype=setting.dtype)
     for layer, weight in enumerate(identity):
-        pairs[f"identity, layer {layer + 1}"] = SCALE * np.eye(*weight.shape), weight
+        pairs[f"identity, layer {layer + 1}"] = SCALE * np.eye(weight.shape[0], weight.shape[1]), weight
 
     def loss(m):
         return jnp.sum((m - cast(matrix)) ** 2) + jnp.sum(m**4)

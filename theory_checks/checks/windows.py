@@ -1,6 +1,7 @@
 """Statements 3.8 and 3.9 of docs/theory.md: any loss, any data, any width; compressed networks."""
 
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,8 @@ def largest_margin(setting: Setting, /, *, separable=True) -> Evidence:
         def loss(weights, signed=signed):
             return jax.nn.logsumexp(-(ld.end_to_end(weights) @ signed)[0])
 
-        small = ld.sample(jax.random.key(seed), (d, 10**6, 10**6, 1), loss, scale=0.3, dtype=setting.dtype)
+        key, spaces = jax.random.key(seed), (d, 10**6, 10**6, 1)
+        small: Any = ld.sample(key, spaces, loss, scale=0.3, dtype=setting.dtype)
         run = ld.reduced_descent(small, ld.GradientDescent(0.005), steps=steps, tolerance=-60.0)
         network = [np.asarray(weight, float) for weight in small.problem.network(run.weights)]
         direction = reference.product(network)[0]
