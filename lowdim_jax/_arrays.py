@@ -4,7 +4,6 @@ docs/inputs.md has the table. Tracers pass: nothing is known of their values.
 """
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import jax
