@@ -6,9 +6,9 @@ import pytest
 from print_rules import assert_fit_for_print
 
 import lowdim_jax as ld
-from figures import escape_ratio, law_of_parsimony, lossless_equivalence, style, widths
+from figures import digits_widths, escape_ratio, law_of_parsimony, lossless_equivalence, style, widths
 
-MODULES = (law_of_parsimony, lossless_equivalence, widths, escape_ratio)
+MODULES = (law_of_parsimony, lossless_equivalence, widths, digits_widths, escape_ratio)
 TINY = {
     "law_of_parsimony": {"d": 14, "r": 2, "learning_rate": 2e-3, "steps": 900, "record_every": 50},
     "lossless_equivalence": {"d": 12, "r": 2, "learning_rate": 2e-3, "steps": 800},
@@ -20,6 +20,7 @@ TINY = {
         "dense_widths": [20, 40],
         "samples": 8,
     },
+    "digits_widths": {"widths": [64, 1000000], "outers": [0.1, 1.0], "dense_width": 80, "steps": 66},
     "escape_ratio": {"scales": {"3": [0.1, 0.01], "4": [0.1, 0.03]}},
 }
 
@@ -126,3 +127,12 @@ def test_the_compressed_half_time_is_measured_too(x64):
     assert measured == pytest.approx(predicted, rel=1e-6)
     with pytest.raises(RuntimeError, match="not halved"):
         escape_ratio.half_time(problem.loss, narrow, within=0.5 * predicted, rtol=1e-8)
+
+
+def test_digits_are_learned_alike_at_every_width_and_the_dense_network_is_its_reduction(made):
+    arrays, _ = made["digits_widths"]
+    assert np.all(arrays["accuracy"][:, -1] > 0.85)
+    assert np.ptp(arrays["accuracy"][:, -1]) < 0.06
+    assert np.max(arrays["gaps"]) < 1e-12
+    rich, lazy = arrays["moves"][:, 0]
+    assert rich > 5 * lazy
