@@ -77,7 +77,8 @@ def _loss(images: jax.Array, labels: jax.Array, weights: Any, step: jax.Array) -
 
 
 def _accuracy(images: jax.Array, labels: jax.Array, weights: Any) -> jax.Array:
-    return jnp.mean(ld.forward(weights, images).argmax(axis=0) == labels, dtype=images.dtype)
+    chosen = ld.forward(weights, images).argmax(axis=0).astype(labels.dtype)
+    return jnp.mean(chosen == labels, dtype=images.dtype)
 
 
 def _measure(images: jax.Array, labels: jax.Array, layers: Any) -> tuple[jax.Array, jax.Array]:
