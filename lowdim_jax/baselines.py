@@ -56,7 +56,7 @@ def alternating_minimization(
 
 
 @partial(jax.jit, static_argnames="plain")
-def _ridge_regression(groups: Groups, other: jax.Array, ridge, *, plain: bool) -> jax.Array:
+def _ridge_regression(groups: Groups, other: jax.Array, ridge, *, plain: bool = False) -> jax.Array:
     """Each owner's row `x` of least `½ Σ (x · other_k − y_k)² + ½ ridge ‖x‖²`.
 
     Without a ridge (`plain`), the shortest one: an owner with fewer entries than `x` has any number of them.

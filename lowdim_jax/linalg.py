@@ -12,6 +12,9 @@ from jaxtyping import Float, Real
 from lowdim_jax._arrays import as_floats, check_finite  # noqa: F401 (of matrices, by this name, too)
 from lowdim_jax._host import AnyArray, as_array, is_traced, on_host
 
+SMALL = 1 << 20
+"""Entries up to which a sparse matrix is made dense to be decomposed."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def leading_svd(matrix, rank: int | None = None, /, *, dtype=None) -> LowRank:
 
     A dense matrix much larger than `rank` is first tried for having few components (Halko, Martinsson
     and Tropp 2011, algorithm 4.1): if so, `O(d_out d_in rank)` operations give them to rounding, and
-    further vectors are arbitrary orthonormal ones. A sparse matrix with more than 256 rows and columns
+    further vectors are arbitrary orthonormal ones. A sparse matrix of more than a million entries
     is decomposed by Lanczos iterations on products with it, converged to rounding (SciPy's `svds` with
     tolerance zero, in float64). The result depends on the matrix only: it is ordered, the iterations
     start from fixed vectors, and of a sparse matrix's left vectors the largest entry is positive.
@@ -174,7 +177,7 @@ def leading_svd(matrix, rank: int | None = None, /, *, dtype=None) -> LowRank:
         few = _svd_within(on_host(matrix), 2 * rank) if 8 * rank <= min(matrix.shape) else None
         return (svd(matrix) if few is None else few).truncate(rank)
     matrix = matrix.astype(np.float64)
-    if min(matrix.shape) <= max(2 * rank, 256):
+    if matrix.shape[0] * matrix.shape[1] <= SMALL or rank >= min(matrix.shape) - 1:
         left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
     else:
         start = np.random.default_rng(0).standard_normal(min(matrix.shape))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 
 import lowdim_jax as ld
 from lowdim_jax.linalg import (
@@ -142,3 +143,16 @@ def test_targets_have_the_spectrum_asked_for(x64):
 def test_bad_targets_are_named(message, call):
     with pytest.raises(ValueError, match=message):
         call(jax.random.key(0))
+
+
+def test_a_thin_sparse_matrix_is_never_made_dense(x64, monkeypatch):
+    """Few rows, many columns; against the eigenvalues of its Gram matrix, by NumPy."""
+    rng = np.random.default_rng(0)
+    matrix = scipy.sparse.csr_array(
+        (rng.standard_normal(3000), (rng.integers(0, 40, 3000), rng.integers(0, 40_000, 3000))),
+        shape=(40, 40_000),
+    )
+    gram = (matrix @ matrix.T).toarray()
+    monkeypatch.setattr(type(matrix), "toarray", lambda _: pytest.fail("made dense"))
+    parts = ld.linalg.leading_svd(matrix, 3)
+    np.testing.assert_allclose(parts.singular_values**2, np.linalg.eigvalsh(gram)[::-1][:3], rtol=1e-10)
