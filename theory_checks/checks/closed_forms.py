@@ -120,6 +120,10 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
     history = [[modes.mode_descent(t, alpha=a, **own, **step)[::7] for t in TARGETS] for a in ALPHAS]
     by_record = np.moveaxis(np.array(history), -1, 0)
     walk = {"record_every": 7, **options, **step}
+    if depth == 3:
+        every = theory.mode_descent(given, **options, **step)[:4]
+        single = [[modes.mode_descent(t, **own, **step)[:4] for t in TARGETS]] * 3
+        pairs["descent, every step"] = np.moveaxis(np.array(single), -1, 0), every
     pairs["descent"] = by_record, theory.mode_descent(given, alpha=alpha, **walk)
     pairs["descent, α = 1"] = by_record[:, [1, 1, 1]], theory.mode_descent(given, **walk)
     return pairs

@@ -102,6 +102,7 @@ def _networks() -> Calls:
         yield f"r̂ = {rank} of 3", lambda rank=rank: ld.spectral(eye, rank=rank, depth=2, scale=1.0)
         yield f"widths of r̂ = {rank}", lambda rank=rank: ld.compressed_widths(3, 3, depth=2, rank=rank)
         yield f"compressed to {rank}", lambda rank=rank: ld.compress(eye, depth=2, scale=1.0, rank=rank)
+    yield "compressed zeros", lambda: ld.compress(0 * eye, depth=2, scale=1.0)
     yield "compressed, L = 1", lambda: ld.compressed_widths(3, 3, depth=1, rank=2)
     yield "no depth", lambda: ld.full_widths(3, 3, depth=0)
     yield "depth True", lambda: ld.full_widths(3, 3, depth=True)

@@ -361,7 +361,8 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
         "auto": ("observed entries", (5, 3, 4)),
     }
     problems = _problems(setting)
-    runs = [(solver, alpha) for solver in cases] + [("explicit", 0.0)]  # without α the outer layers rest
+    runs = [(solver, alpha) for solver in cases]
+    runs += [("explicit", 0.0), ("implicit", 0.0)]  # the outer layers rest
     for solver, rate in runs:
         name, widths = cases[solver]
         drawn = f"{solver}, {'resting' if rate == 0 else 'moving'} outer layers"
