@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for module in HEAVY:
         importlib.import_module(module)
-    if not known and (code := _in_a_fork(None, lambda: _run_checks(_first_of(chosen)), 3600)) != 0:
-        print(f"the checks do not pass where nothing is broken: exit code {code}", file=sys.stderr)
+    if not known and not _passes_unbroken(chosen, arguments.with_tests):
         return 1
     begin = time.monotonic()
     for mutant in chosen:
@@ -99,6 +98,19 @@ def _judge(mutant: Mutant, arguments: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
+def _passes_unbroken(chosen: Sequence[Mutant], with_tests: bool) -> bool:
+    """Whether the first checks, and test files, pass where nothing is broken: else a kill shows nothing."""
+    stages = {"checks": lambda: _run_checks(_first_of(chosen))}
+    if with_tests:
+        files = {name for mutant in chosen for name in _of(mutant, SETTINGS["tests"])}
+        stages["tests"] = lambda: _run_tests([str(ROOT / "tests" / name) for name in sorted(files)])
+    for name, stage in stages.items():
+        if (code := _in_a_fork(None, stage, 3600)) != 0:
+            print(f"the {name} do not pass where nothing is broken: exit code {code}", file=sys.stderr)
+            return False
+    return True
+
+
 def _first_of(chosen: Iterable[Mutant]) -> list[str]:
     """Every check that is the first for one of the mutants."""
     return sorted({name for mutant in chosen for name in _of(mutant, SETTINGS["first"])})
@@ -119,7 +131,8 @@ def _run_checks(names: Iterable[str]) -> int:
 def _run_tests(files: Sequence[str]) -> int:
     import pytest
 
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files]))
+    plain = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--rootdir", str(ROOT)]
+    return int(pytest.main([*plain, *files]))
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
