@@ -68,7 +68,10 @@ def _make(arguments: argparse.Namespace) -> int:
         from lowdim_jax._cache import cache_programs  # here, because it imports JAX
 
         cache_programs()
-    for name in names:
+    for number, name in enumerate(names, 1):
+        if len(names) > 1:
+            doing = "drawing" if redraw else "computing"
+            print(f"figure {number} of {len(names)}: {doing} {name}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         if redraw:
             paths = registry.draw(name, saved[name], size=size, out=out)
