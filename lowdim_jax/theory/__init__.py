@@ -17,6 +17,7 @@ from lowdim_jax.theory.modes import (
 )
 from lowdim_jax.theory.noise import surrogate_angle
 from lowdim_jax.theory.original import bulk_descent, escape_delay, escape_ratio
+from lowdim_jax.theory.original_mode import OriginalMode, original_mode
 from lowdim_jax.theory.stability import (
     explicit_steps,
     first_sign_change,
@@ -29,6 +30,7 @@ from lowdim_jax.theory.stability import (
 from lowdim_jax.theory.two_layers import TwoLayerFlow, tangent_kernel, two_layer_flow
 
 __all__ = [
+    "OriginalMode",
     "TwoLayerFlow",
     "balance_step",
     "bulk_descent",
@@ -42,6 +44,7 @@ __all__ = [
     "mode_descent",
     "mode_time",
     "mode_trajectory",
+    "original_mode",
     "plateau_losses",
     "sharpness",
     "singular_value_rate",

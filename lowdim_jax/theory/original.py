@@ -60,47 +60,57 @@ def bulk_descent(
     return jnp.concatenate([start[None], values])
 
 
-def escape_ratio(depth: float, /) -> float:
+def escape_ratio(depth: float, /, *, overlap: float = 0.0) -> float:
     """How many times as long the original network waits as the compressed one, `κ_L`, for `L ≥ 3`.
 
     For `d → ∞`, then `ε → 0`, under gradient flow: `κ_L = k^{L−2}`, where `k > 1` makes the principal
     value of `∫_0^k s^{L−1} / (1 − s²) ds` vanish (docs/theory.md 3.7). `depth` may be infinite: there
     `κ` is the zero of the logarithmic integral. For `L = 2` see `escape_delay`.
 
+    Parameters
+    ----------
+    depth
+        `L ≥ 3`, or infinity.
+    overlap
+        `c = ⟨R_Lᵀu*, v*⟩` of the component, for a network of finite width: the principal value is `artanh c`
+        then. Over random starts it has mean 0 and variance `1/d`.
+
     Raises
     ------
     ValueError
-        If `depth` is neither an integer of at least 3 nor infinite.
+        If `depth` is neither an integer of at least 3 nor infinite, or `overlap` not between −1 and 1.
 
     Examples
     --------
     >>> round(escape_ratio(3), 6)
     1.199679
     """
+    check("overlap", overlap, lambda v: np.abs(v) < 1, "between -1 and 1")
+    shift = math.atanh(overlap)
     if depth == math.inf:
         from scipy.special import expi  # here, as in `_root`: importing SciPy takes long
 
-        return _root(lambda kappa: float(expi(np.log(kappa))), 1.1, 2.0)
+        return _root(lambda kappa: -float(expi(np.log(kappa))) / 2 - shift)
     check_integer("depth", depth, least=3)
     powers = np.arange(2 - depth % 2, depth - 1, 2)
 
     def condition(k: float) -> float:
         series = np.sum(k**powers / powers)
-        return float((np.arctanh(1 / k) if depth % 2 else -np.log(k**2 - 1) / 2) - series)
+        return float((np.arctanh(1 / k) if depth % 2 else -np.log(k**2 - 1) / 2) - series) - shift
 
-    return _root(condition, 1 + 1e-9, 2.0) ** (depth - 2)
+    return _root(condition) ** (depth - 2)
 
 
-def escape_delay(target: ArrayLike, /) -> Float[Array, "..."]:
+def escape_delay(target: ArrayLike, /, *, overlap: ArrayLike = 0.0) -> Float[Array, "..."]:
     """Flow time by which the original network of depth 2 is later than the compressed, `ln 2 / (2σ*)`.
 
     In the limit `d → ∞`, then `ε → 0` (docs/theory.md 3.7): at depth 2 the wait is longer by a constant, not
-    by a factor.
+    by a factor. With an overlap `c` as in `escape_ratio` it is `ln(2 / (1 + c)) / (2σ*)`.
 
     Raises
     ------
     ValueError
-        If a target's singular value is not positive.
+        If a target's singular value is not positive, or an overlap not between −1 and 1.
 
     Examples
     --------
@@ -108,11 +118,18 @@ def escape_delay(target: ArrayLike, /) -> Float[Array, "..."]:
     0.1733
     """
     check("target", target, lambda v: v > 0, "above 0")
-    (target,) = broadcast(target)
-    return math.log(2) / (2 * target)
+    check("overlap", overlap, lambda v: np.abs(v) < 1, "between -1 and 1")
+    target, overlap = broadcast(target, overlap)
+    return (math.log(2) - jnp.log1p(overlap)) / (2 * target)
 
 
-def _root(function: Callable[[float], float], low: float, high: float) -> float:
+def _root(falls: Callable[[float], float]) -> float:
+    """The root, above 1, of a function that falls from infinity there."""
     from scipy.optimize import brentq
 
-    return float(np.asarray(brentq(function, low, high, xtol=1e-15)))
+    low = high = 0.5  # above 1
+    while falls(1 + low) < 0:
+        low /= 4
+    while falls(1 + high) > 0:
+        high *= 2
+    return 1 + float(np.asarray(brentq(lambda above: falls(1 + above), low, high, xtol=1e-15, rtol=1e-14)))
