@@ -132,4 +132,4 @@ def _root(falls: Callable[[float], float]) -> float:
         low /= 4
     while falls(1 + high) > 0:
         high *= 2
-    return 1 + float(np.asarray(brentq(lambda above: falls(1 + above), low, high, xtol=1e-15, rtol=1e-14)))
+    return 1 + float(np.asarray(brentq(lambda above: falls(1 + above), low, high, xtol=1e-15)))

@@ -53,8 +53,8 @@ def original_mode(
         `ε > 0`.
     overlap
         `c = ⟨R_Lᵀu*, v*⟩` with `R_L` the product of the start's orthogonal factors: zero in the limit of
-        infinite width, of mean 0 and variance `1/d` over random starts of width `d`; 1 makes it the compressed
-        network.
+        infinite width, of mean 0 and variance `1/d` over random starts of width `d`; 1 makes it the
+        compressed network.
 
     Returns
     -------
@@ -68,9 +68,10 @@ def original_mode(
     Examples
     --------
     >>> from lowdim_jax import theory
-    >>> mode = theory.original_mode(2.0, 3.0, depth=2, scale=0.1)
-    >>> print(round(float(mode.along), 3), round(float(theory.mode_trajectory(2.0, 3.0, depth=2, scale=0.1)), 3))
-    2.988 2.994
+    >>> original = theory.original_mode(1.0, 3.0, depth=2, scale=0.1).along
+    >>> compressed = theory.mode_trajectory(1.0, 3.0, depth=2, scale=0.1)
+    >>> print(round(float(original), 2), round(float(compressed), 2))
+    1.2 1.72
     """
     check_integer("depth", depth, least=2)
     check("t", t, lambda v: v >= 0, "at least 0")
@@ -136,8 +137,9 @@ def _deeper(t, target, scale, overlap, *, depth):
         state, left = carry
         x = jnp.exp(state[0])
         rate = depth * x ** (depth - 2) * jnp.maximum(target, x**depth)
-        h = jnp.where(settled(state), 0, jnp.minimum(left, _LENGTH / jnp.maximum(rate, jnp.finfo(t.dtype).tiny)))
-        return _extrapolated(velocity, state, h), left - h
+        longest = _LENGTH / jnp.maximum(rate, jnp.finfo(t.dtype).tiny)
+        h = jnp.where(settled(state), 0, jnp.minimum(left, longest))
+        return _extrapolated(velocity, state, h[None]), left - h
 
     def moving(carry):
         state, left = carry
