@@ -1,6 +1,5 @@
 """Statement 1.6 of docs/theory.md: components are fitted one after another, at predicted times."""
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,18 +163,8 @@ def _fit_original(target, weights, *, rate, steps, every):
         ld.factorization(target.dense()).loss, weights, ld.GradientDescent(rate), steps=steps,
         record_every=every, observe=observe_alignment(target),
     )
-<<<<<<< HEAD
-    reduction: Any = ld.reduce(weights, target, strict=False)
-    small = ld.reduced_descent(
-        reduction, ld.GradientDescent(rate), steps=steps, record_every=every,
-        observe=lambda layers: spectra.alignment(ld.reduction.cores(layers), reduction.problem.target),
-    )
-    times = _fit_times(full, target, rate), _fit_times(small, target, rate)
-    return *times, full.observed.singular_values, small.observed.singular_values
-=======
     overlaps = target.left.T @ ld.end_to_end(weights) @ target.right / SCALE**DEPTH
     return _fit_times(run, target, rate), run.observed.singular_values, overlaps
->>>>>>> fc3a687 (Fit times of the original network are predicted; one component at any width, and the spread of waits at finite width)
 
 
 @check(
