@@ -14,7 +14,7 @@ import lowdim_jax as ld
 RANK, DEPTH, SCALE = 10, 3, 0.1
 SIGMA = np.linspace(20.0, 9.0, RANK)
 RATE = 0.5 * 2 / (DEPTH * SIGMA[0] ** (2 - 2 / DEPTH))
-NETWORKS = ("original dense", "reduced", "compressed dense", "compressed factored")
+NETWORKS = ("original dense", "reduced", "compressed dense", "compressed factored", "compressed reduced")
 
 
 def factorization(network: str, d: int):
@@ -26,13 +26,17 @@ def factorization(network: str, d: int):
     problem = ld.factorization(target if network.endswith("factored") else target.dense())
     if network.startswith("original"):
         return problem.loss, ld.orthogonal(jax.random.key(1), (d,) * (DEPTH + 1), scale=SCALE)
-    return problem.loss, ld.compress(target, depth=DEPTH, scale=SCALE, rank=2 * RANK)
+    weights = ld.compress(target, depth=DEPTH, scale=SCALE, rank=2 * RANK)
+    if network.endswith("reduced"):
+        reduction = ld.reduce(weights, target)
+        return reduction.problem.loss, reduction.layers
+    return problem.loss, weights
 
 
 def steps_of(network: str, d: int, *, seconds: float) -> int:
     """About as many steps as take so long at 30 GFLOP/s and 10 µs a step."""
     operations = {"original dense": 18 * d**3, "compressed dense": 160 * d**2}.get(network, 5000 * d)
-    if network == "reduced":
+    if network.endswith("reduced"):
         operations = 0
     return max(5, min(20_000, int(seconds / (operations / 3e10 + 1e-5))))
 
