@@ -196,7 +196,7 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
             *map(_incremental_errors, fit_steps / every, values, losses, np.asarray(sigma)), strict=True
         )
         errors.append(worst)
-        name_of = f"plateaus of the {name} network, seed 0"
+        name_of = f"p_i, plateaus of the {name} network, seed 0"
         first[name_of], headline[name_of] = plateaus[0], resting[0]
         times = rate * every * np.arange(losses.shape[1])
         level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))

@@ -106,7 +106,8 @@ def accuracy(setting: Setting, /, *, rank=2 * CLASSES) -> Evidence:
         reason=f"two standard errors of the difference of two accuracies on {count} images",
         quantity="mean test accuracy over seeds, deep minus compressed",
         predicted={"difference": "≤ 0"},
-        measured={f"accuracy, {name}": value for name, value in final.items()},
+        measured={"difference": final["deep"] - final["compressed"]}
+        | {f"accuracy, {name}": value for name, value in final.items()},
         curves=(
             Curve("first seed", np.arange(0, STEPS + 1, EVERY), small[0], deep[0], xlabel="iteration",
                   ylabel="test accuracy", labels=("compressed", "deep linear")),
@@ -133,7 +134,8 @@ def steps_to_accuracy(setting: Setting, /, *, start="spectral") -> Evidence:
         reason="no more steps",
         quantity="steps of the compressed network over those of the deep one",
         predicted={"ratio": "≤ 1"},
-        measured={f"steps, {name}": value for name, value in needed.items()},
+        measured={"ratio": needed["compressed"] / needed["deep"]}
+        | {f"steps, {name}": value for name, value in needed.items()},
     )
 
 
