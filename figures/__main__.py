@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from figures import registry
-from lowdim_command import OK, Parser, new_parser, require_writable, run
+from lowdim_jax._command import OK, Parser, new_parser, require_writable, run
 
 OUT = Path("figures", "out")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from figures import registry
-from lowdim_command import replace_files
+from lowdim_jax._command import replace_files
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from lowdim_command import replace_files
+from lowdim_jax._command import replace_files
 
 if TYPE_CHECKING:
     from figures.protocol import Arrays, FigureModule, Settings

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 import figures.__main__
-import lowdim_command
 import lowdim_jax.distributed.command
 import lowdim_jax.ratings.command
 import theory_checks.cli
+from lowdim_jax import _command
 
 MAINS = {
     "theory-checks": theory_checks.cli.main,
@@ -67,15 +67,15 @@ def test_what_ends_a_command_is_one_line_and_a_code(error, code, said, capsys):
     def fail(arguments):
         raise error
 
-    parser = lowdim_command.new_parser("prog", "")
+    parser = _command.new_parser("prog", "")
     parser.set_defaults(command=fail)
-    assert lowdim_command.run(parser, []) == code
+    assert _command.run(parser, []) == code
     assert capsys.readouterr().err == said
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly():
     program = (
-        "import sys, lowdim_command as c; p = c.new_parser('prog', '');"
+        "import sys; from lowdim_jax import _command as c; p = c.new_parser('prog', '');"
         "p.set_defaults(command=lambda _: [print('line ' * 100) for _ in range(10000)] and 0);"
         "sys.exit(c.run(p, []))"
     )
@@ -85,7 +85,7 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly():
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait() == lowdim_command.BROKEN_PIPE
+        assert process.wait() == _command.BROKEN_PIPE
 
 
 @pytest.mark.parametrize("written", [1, 2])
@@ -95,7 +95,7 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path, written):
         path.write_text("old")
 
     def fail():
-        with lowdim_command.replace_files(*paths) as temporary:
+        with _command.replace_files(*paths) as temporary:
             for path in temporary[:written]:
                 path.write_text("new")
             raise RuntimeError
@@ -103,7 +103,7 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path, written):
     with pytest.raises(RuntimeError):
         fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.npz": "old", "b.csv": "old"}
-    with lowdim_command.replace_files(*paths) as (a, b):
+    with _command.replace_files(*paths) as (a, b):
         assert (a.suffix, b.suffix) == (".npz", ".csv")
         a.write_text("new")
         b.write_text("new")
@@ -114,7 +114,7 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path, written):
 def test_nothing_is_replaced_by_what_was_not_written(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), lowdim_command.replace_files(path):
+    with pytest.raises(FileNotFoundError), _command.replace_files(path):
         pass
     assert path.read_text() == "old"
 
@@ -126,7 +126,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     living, other = tmp_path / f".a.{os.getppid()}.txt", tmp_path / ".a.notes.txt"
     for path in (gone, living, other):
         path.write_text("")
-    with lowdim_command.replace_files(tmp_path / "a.txt") as (temporary,):
+    with _command.replace_files(tmp_path / "a.txt") as (temporary,):
         temporary.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", living.name, other.name}
 
@@ -134,21 +134,21 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
 def test_a_folder_in_the_place_of_one_of_two_files_leaves_both_as_they_were(tmp_path):
     (tmp_path / "b.txt").mkdir()
     both = tmp_path / "a.txt", tmp_path / "b.txt"
-    with pytest.raises(IsADirectoryError), lowdim_command.replace_files(*both):
+    with pytest.raises(IsADirectoryError), _command.replace_files(*both):
         raise AssertionError("nothing is to be written")
     assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
 
 
 def test_termination_leaves_nothing_temporary(tmp_path):
     def write(arguments):
-        with lowdim_command.replace_files(tmp_path / "a.txt") as (temporary,):
+        with _command.replace_files(tmp_path / "a.txt") as (temporary,):
             temporary.write_text("half")
             signal.raise_signal(signal.SIGTERM)
         return 0
 
     before = signal.getsignal(signal.SIGTERM)
-    parser = lowdim_command.new_parser("p", "")
+    parser = _command.new_parser("p", "")
     parser.set_defaults(command=write)
-    assert lowdim_command.run(parser, []) == 143
+    assert _command.run(parser, []) == 143
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
-from lowdim_command import BAD_INPUT
+from lowdim_jax._command import BAD_INPUT
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.distributed import command, sharded
 from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards

@@ -162,7 +162,6 @@ MUTANTS = [
 
 def run_mutant(folder, module, text, replacement, checks):
     """Copy the packages, edit one place, run the checks there."""
-    shutil.copy(ROOT / "lowdim_command.py", folder)
     for package in ("lowdim_jax", "theory_checks"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "lowdim_jax" / f"{module}.py"

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lowdim_command import BAD_INPUT
+from lowdim_jax._command import BAD_INPUT
 from lowdim_jax.distributed import command
 from lowdim_jax.distributed.rendezvous import Missing, meet, parse
 from lowdim_jax.distributed.shards import even_bounds, synthesize, write_shards

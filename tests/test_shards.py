@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowdim_command import BAD_INPUT
+from lowdim_jax._command import BAD_INPUT
 from lowdim_jax.distributed import command
 from lowdim_jax.distributed.shards import (
     even_bounds,

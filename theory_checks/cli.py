@@ -7,7 +7,16 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from lowdim_command import FAILED, INTERRUPTED, OK, Parser, new_parser, require_writable, run, whole_number
+from lowdim_jax._command import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Parser,
+    new_parser,
+    require_writable,
+    run,
+    whole_number,
+)
 
 DEVICES = ("cpu", "gpu", "tpu")
 DTYPES = ("float64", "float32")
@@ -250,7 +259,9 @@ def _lower(arguments: argparse.Namespace) -> int:
     from theory_checks.lowering import recording
 
     failed = 0
-    with recording(arguments.device) as programs:  # before the library is imported
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lowdim_jax", "theory_checks")]:
+        del sys.modules[name]  # functions are jitted where they are imported: again, then, while recording
+    with recording(arguments.device) as programs:
         _configure_jax("cpu", arguments.dtype)
 
         from theory_checks.runner import run_check

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from lowdim_command import replace_files
+from lowdim_jax._command import replace_files
 from theory_checks.compare import read_report
 from theory_checks.page import LABELS, page
 from theory_checks.writing import seconds

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from lowdim_command import BAD_INPUT, FAILED, OK, Parser, new_parser, run
+from lowdim_jax._command import BAD_INPUT, FAILED, OK, Parser, new_parser, run
 from lowdim_jax._triplets import LARGEST_SIDE, checked_triplets, merged
 from lowdim_jax.distributed.rendezvous import Missing, meet, parse
 from lowdim_jax.distributed.shards import (

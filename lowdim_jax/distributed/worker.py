@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import jax
 
-from lowdim_command import BAD_INPUT, OK
 from lowdim_jax._cache import cache_programs
+from lowdim_jax._command import BAD_INPUT, OK
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import DescentState
 from lowdim_jax.distributed.command import DIVERGED, LOST

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lowdim_command import OK, Parser, new_parser, replace_files, require_writable, run
+from lowdim_jax._command import OK, Parser, new_parser, replace_files, require_writable, run
 from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
 from lowdim_jax.problems.base import top_singular_value
 from lowdim_jax.ratings.data import Ratings, hold_out, read_ratings

@@ -8,7 +8,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from lowdim_command import replace_files
+from lowdim_jax._command import replace_files
 
 _PLACE = re.compile(r"/\* ([a-z]+\.(?:css|js)) \*/")
 

@@ -1,8 +1,4 @@
-"""What the project's command lines share: a parser, exit codes, one-line errors, and safe writing.
-
-A module of its own beside the packages: importing `lowdim_jax` imports JAX, and help, lists and refusals
-do not wait for that.
-"""
+"""What the project's command lines share: a parser, exit codes, one-line errors, and safe writing."""
 
 import argparse
 import errno
