@@ -9,44 +9,44 @@ in `linalg`, what solvers train on in `problems`, the law of parsimony in `reduc
 `spectra`. `lowdim_jax.nn`, `.ratings`, `.distributed` and `.baselines` are imported by name.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lowdim_jax import initialization, linalg, networks, problems, reduction, spectra, theory, window
-from lowdim_jax.compression import compress
-from lowdim_jax.descent import gradient_descent
-from lowdim_jax.fitting import fit
-from lowdim_jax.initialization import gaussian, orthogonal, spectral
-from lowdim_jax.linalg import LowRank, low_rank
-from lowdim_jax.networks import (
-    Weights,
-    compressed_widths,
-    end_to_end,
-    entries,
-    forward,
-    full_widths,
-    pad,
-    parameter_count,
-    roles,
-    widths,
-)
-from lowdim_jax.optimizers import GradientDescent, by_role
-from lowdim_jax.problems import (
-    Problem,
-    completion,
-    factorization,
-    gaussian_measurements,
-    max_learning_rate,
-    observed_completion,
-    random_target,
-    sensing,
-    separated_target,
-)
-from lowdim_jax.reduction import reduce, reduced_descent, sample
-from lowdim_jax.sweeps import sweep
-from lowdim_jax.trajectory import Trajectory
-
 if TYPE_CHECKING:
+    from lowdim_jax import initialization, linalg, networks, problems, reduction, spectra, theory, window
+    from lowdim_jax.compression import compress
+    from lowdim_jax.descent import gradient_descent
+    from lowdim_jax.fitting import fit
     from lowdim_jax.flow import gradient_flow
+    from lowdim_jax.initialization import gaussian, orthogonal, spectral
+    from lowdim_jax.linalg import LowRank, low_rank
+    from lowdim_jax.networks import (
+        Weights,
+        compressed_widths,
+        end_to_end,
+        entries,
+        forward,
+        full_widths,
+        pad,
+        parameter_count,
+        roles,
+        widths,
+    )
+    from lowdim_jax.optimizers import GradientDescent, by_role
+    from lowdim_jax.problems import (
+        Problem,
+        completion,
+        factorization,
+        gaussian_measurements,
+        max_learning_rate,
+        observed_completion,
+        random_target,
+        sensing,
+        separated_target,
+    )
+    from lowdim_jax.reduction import reduce, reduced_descent, sample
+    from lowdim_jax.sweeps import sweep
+    from lowdim_jax.trajectory import Trajectory
 
 __all__ = [
     "GradientDescent",
@@ -95,14 +95,53 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`gradient_flow`, on first use: its ODE solver takes as long to import as all else. `__version__`"""
-    if name == "gradient_flow":
-        from lowdim_jax.flow import gradient_flow
+_ROOMS = {
+    "compression": ("compress",),
+    "descent": ("gradient_descent",),
+    "fitting": ("fit",),
+    "flow": ("gradient_flow",),
+    "initialization": ("gaussian", "orthogonal", "spectral"),
+    "linalg": ("LowRank", "low_rank"),
+    "networks": (
+        "Weights",
+        "compressed_widths",
+        "end_to_end",
+        "entries",
+        "forward",
+        "full_widths",
+        "pad",
+        "parameter_count",
+        "roles",
+        "widths",
+    ),
+    "optimizers": ("GradientDescent", "by_role"),
+    "problems": (
+        "Problem",
+        "completion",
+        "factorization",
+        "gaussian_measurements",
+        "max_learning_rate",
+        "observed_completion",
+        "random_target",
+        "sensing",
+        "separated_target",
+    ),
+    "reduction": ("reduce", "reduced_descent", "sample"),
+    "sweeps": ("sweep",),
+    "trajectory": ("Trajectory",),
+}
+"""The modules that names are from; other names are modules themselves."""
 
-        return gradient_flow
+
+def __getattr__(name: str) -> Any:
+    """Import a name on first use: command lines answer, and set JAX up, before JAX is imported."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("lowdim-jax")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = next((room for room, names in _ROOMS.items() if name in names), None)
+    if room is None:
+        return import_module(f"{__name__}.{name}")
+    return globals().setdefault(name, getattr(import_module(f"{__name__}.{room}"), name))

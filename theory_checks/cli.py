@@ -259,9 +259,7 @@ def _lower(arguments: argparse.Namespace) -> int:
     from theory_checks.lowering import recording
 
     failed = 0
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("lowdim_jax", "theory_checks")]:
-        del sys.modules[name]  # functions are jitted where they are imported: again, then, while recording
-    with recording(arguments.device) as programs:
+    with recording(arguments.device) as programs:  # before the library's modules are imported
         _configure_jax("cpu", arguments.dtype)
 
         from theory_checks.runner import run_check
