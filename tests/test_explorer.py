@@ -133,7 +133,9 @@ def test_the_original_network_is_gradient_descent_at_full_width(evaluated, line)
     d, r = settings["d"], len(settings["targets"])
     original = {name: np.reshape(values, (len(records), -1)) for name, values in shown["original"].items()}
     u, s, vt = np.linalg.svd(records)
-    np.testing.assert_allclose(original["sigma"], s[:, :r], rtol=1e-9, atol=1e-12)
+    # Singular value i is component i's, but where one has passed another and its vectors tell so.
+    np.testing.assert_allclose(-np.sort(-original["sigma"], axis=1), s[:, :r], rtol=1e-9, atol=1e-12)
+    place = np.argsort(np.argsort(-original["sigma"], axis=1, kind="stable"), axis=1)
     loss = np.sum((records - target) ** 2, axis=(1, 2)) / 2
     np.testing.assert_allclose(original["loss"][:, 0], loss, rtol=1e-9, atol=1e-12)
     modes = np.einsum("ia,nij,jb->nab", left, records, right).reshape(len(records), -1)
@@ -145,8 +147,11 @@ def test_the_original_network_is_gradient_descent_at_full_width(evaluated, line)
     # Vectors are defined as far as their singular values are apart.
     gaps = np.min(np.abs(np.diff(s[:, : r + 1], axis=1)), axis=1) > 1e-5 * s[:, 0]
     assert gaps.sum() > len(records) / 3
-    u_overlap = np.abs(np.einsum("nda,da->na", u[:, :, :r], left))
-    v_overlap = np.abs(np.einsum("nad,da->na", vt[:, :r], right))
+    u_overlap = np.abs(np.einsum("nda,db->nab", u[:, :, :r], left))
+    v_overlap = np.abs(np.einsum("nad,db->nab", vt[:, :r], right))
+    u_overlap, v_overlap = (
+        np.take_along_axis(overlap, place[:, None], axis=1)[:, 0] for overlap in (u_overlap, v_overlap)
+    )
     np.testing.assert_allclose(original["left"][gaps], u_overlap[gaps], atol=1e-9)
     np.testing.assert_allclose(original["right"][gaps], v_overlap[gaps], atol=1e-9)
 

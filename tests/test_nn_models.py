@@ -88,7 +88,7 @@ BAD_IDX = {
     "huge": (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "expected 79228162458924105385300197391"),
     "labels as images": (idx(LABELS), "images have shape (5,) and labels (5,)"),
     "other count": (idx(PIXELS[:4]), "images have shape (4, 4, 3) and labels (5,)"),
-    "broken gzip": (gzip.compress(idx(PIXELS))[:-9], "cannot be read"),
+    "broken gzip": (gzip.compress(idx(PIXELS), mtime=0)[:-9], "cannot be read"),
 }
 
 
