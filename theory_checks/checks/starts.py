@@ -236,7 +236,7 @@ def library_fit(setting: Setting, /, *, factor=1.0) -> Evidence:
     automatic = ld.fit(problem, steps=0)
     pairs: dict[str, Any] = {
         f"default {name}": (value, automatic.settings[name])
-        for name, value in {"depth": 3, "rank": 4, "scale": (1e-7 * top) ** (1 / 3), "alpha": 1.0,
+        for name, value in {"depth": 3, "rank": 2, "scale": (1e-7 * top) ** (1 / 3), "alpha": 1.0,
                             "learning_rate": rate(3, 1.0), "check_every": 50}.items()
     }  # fmt: skip
     start = reference.spectral_start(target, rank=2, depth=2, scale=0.5)
@@ -265,7 +265,7 @@ def library_fit(setting: Setting, /, *, factor=1.0) -> Evidence:
         "status": (Status.STOPPED if stops else Status.COMPLETED, found.status),
     }
     plain = ld.fit(problem, tolerance=0.2, check_every=every, **given)
-    goal = 0.2 * losses[0]
+    goal = 0.2 * float(np.sum(target**2)) / 2  # of the zero matrix
     last = next((int(step) for step in records if losses[step] <= goal), steps)
     pairs |= {
         "steps to the tolerance": (last, plain.best_step),
