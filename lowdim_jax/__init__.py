@@ -130,7 +130,7 @@ _ROOMS = {
     "sweeps": ("sweep",),
     "trajectory": ("Trajectory",),
 }
-"""The modules that names are from; other names are modules themselves."""
+"""The modules that names are from, which are attributes, too; other names are modules themselves."""
 
 
 def __getattr__(name: str) -> Any:
@@ -139,7 +139,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("lowdim-jax")
-    if name not in __all__:
+    if name not in (*__all__, *_ROOMS):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = next((room for room, names in _ROOMS.items() if name in names), None)
     if room is None:

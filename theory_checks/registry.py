@@ -148,6 +148,7 @@ class Check:
     rests_on: tuple[str, str] | None = None
     pinned_by: str = ""
     optimized: bool = False
+    alone: bool = False
 
 
 _REGISTRY: dict[str, Check] = {}
@@ -165,6 +166,7 @@ def check(
     rests_on: tuple[str, str] | None = None,
     pinned_by: str = "",
     optimized: bool = False,
+    alone: bool = False,
 ) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence]]:
     """Register a comparison function as a check.
 
@@ -192,6 +194,8 @@ def check(
     optimized
         Whether XLA is to optimize its programs on a CPU. By default it is not: that takes twice as long, and
         most checks run a program once. For checks of time, and those that train for long.
+    alone
+        Whether nothing may run beside it: for checks of time.
 
     Raises
     ------
@@ -217,7 +221,8 @@ def check(
         if rests_on is not None and not set(rests_on) <= SIDES.keys():
             raise ValueError(f"check {name!r} rests on {rests_on}, expected two of {', '.join(SIDES)}")
         _REGISTRY[name] = Check(
-            name, claim, source, compare, controls, any_target, precise, rests_on, pinned_by, optimized
+            name, claim, source, compare, controls, any_target, precise, rests_on, pinned_by,
+            optimized, alone,
         )
         return compare
 

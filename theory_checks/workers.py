@@ -35,7 +35,7 @@ def run_in_processes(
     configure: Callable[[], None],
 ) -> Iterator[Result]:
     """As `run_checks`, over processes that `configure` prepares; what is timed runs at the end, alone."""
-    alone = [check for check in checks if check.optimized or processes == 1]
+    alone = [check for check in checks if check.alone or processes == 1]
     shared = [check for check in checks if check not in alone]
     if not shared:
         yield from run_checks(alone, setting, results, interrupts)

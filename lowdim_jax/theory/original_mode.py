@@ -13,7 +13,15 @@ from lowdim_jax.theory._arguments import broadcast, check, check_integer
 
 
 class OriginalMode(NamedTuple):
-    """What one component of the target makes of an original network's end-to-end matrix `W`."""
+    """What one component of the target makes of an original network's end-to-end matrix `W`.
+
+    Examples
+    --------
+    >>> from lowdim_jax import theory
+    >>> mode = theory.original_mode(3.0, 2.0, depth=2, scale=0.1)
+    >>> bool(mode.leading > mode.trailing), round(float(mode.alignment), 2)
+    (True, 1.0)
+    """
 
     along: Float[Array, "..."]
     """`u*ᵀ W v*`."""

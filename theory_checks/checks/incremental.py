@@ -104,6 +104,7 @@ def _fit_compressed(target, weights, *, rate, steps, every):
     },
     rests_on=("library", "library"),
     pinned_by="original-mode",
+    optimized=True,
 )
 def fit_times_original(setting: Setting, /, *, init="orthogonal", shift=0) -> Evidence:
     require_distinct(setting)

@@ -288,6 +288,7 @@ def rank_overestimation(setting: Setting, /, *, factors=(1, 2, 4), shift=0) -> E
     controls={"the original network against itself": {"narrow": False, "repeats": 1}},
     any_target=False,
     optimized=True,
+    alone=True,
     rests_on=("theorem", "library"),
 )
 def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidence:
