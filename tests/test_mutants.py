@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 # What is broken, file, text, its replacement, the checks that have to notice.
 MUTANTS = [
     ("loss without its half", "problems/matrix_factorization", "weights) / 2\n", "weights)\n", "scalar-map"),
-    ("sign of the target", "problems/base", "b_in - jnp.diag(", "b_in + jnp.diag(", "scalar-map"),
+    ("sign of the target", "problems/base", "- 2 * overlap", "+ 2 * overlap", "scalar-map"),
     ("sign of the middle rates", "optimizers", '"middle": -self', '"middle": self', "scalar-map"),
     ("α dropped in training", "optimizers", "-self.alpha * self.learning_rate", "-self.learning_rate",
      "edge-of-stability"),
@@ -137,8 +137,8 @@ MUTANTS = [
     ("mask dropped in the loss", "problems/matrix_completion",
      "jnp.where(self.mask, matrix - self.values.astype(matrix.dtype), 0)",
      "matrix - self.values.astype(matrix.dtype)", "completion-recovery"),
-    ("sign of a layer's surrogate", "compression", "return -jax.grad(matrix_loss)",
-     "return jax.grad(matrix_loss)", "nonlinear-steps-to-accuracy"),
+    ("sign of the surrogate of a loss", "compression", "return -jax.grad(matrix_loss)",
+     "return jax.grad(matrix_loss)", "library-starts"),
     ("energies not squared", "nn/updates", "energies = update.singular_values**2",
      "energies = update.singular_values", "nonlinear-low-rank-updates"),
     # What survived when a stranger broke the library.
