@@ -12,6 +12,8 @@ compile_quickly()  # tests run a program once: compiling is most of their time
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Command lines that tests call in this process would write every later program of it to the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -22,6 +24,13 @@ def _own_cache_directory(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_dropped():
+    """A compiled program holds some eight memory maps, and Linux gives a process 65,530: each file drops its own."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
