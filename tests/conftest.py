@@ -28,7 +28,7 @@ def _own_cache_directory(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_dropped():
-    """A compiled program holds some eight memory maps, and Linux gives a process 65,530: each file drops its own."""
+    """Linux gives a process 65,530 memory maps, and a program takes some eight: each file drops its own."""
     yield
     jax.clear_caches()
 
