@@ -42,7 +42,7 @@ def loss(model, x):
 
 def collectives(function, *args):
     """Collectives in the compiled program, and the largest number of entries that one of them moves."""
-    text = jax.jit(function).lower(*args).compile().as_text()
+    text = jax.jit(function).lower(*args).compile().as_text() or ""
     found, most = Counter(), 0
     for line in text.splitlines():
         kind = next((k for k in KINDS if re.search(rf" {k}(-start)?\(", line)), None)

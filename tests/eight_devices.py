@@ -256,7 +256,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="scale=-1"):
         ld.compress(problem, depth=3, scale=-1, rank=3)
     with pytest.raises(ValueError, match="maps 23 inputs to 37 outputs, but the target has shape"):
-        problem.loss(network(3))
+        problem.loss([jnp.asarray(layer) for layer in network(3)])
     with pytest.raises(ValueError, match="rows has 5 of them, expected those from 0 to 6"):
         sharded.spread(np.ones((5, 2)), length=6, mesh=two)
 

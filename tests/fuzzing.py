@@ -41,17 +41,17 @@ class Case(NamedTuple):
 
 def mutated(draw, content: bytes) -> bytes:
     """Content with some bytes changed, cut or repeated."""
-    content = bytearray(content)
+    changed = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, len(content)))
+        place = draw(st.integers(0, len(changed)))
         what = draw(st.sampled_from(["flip", "cut", "insert"]))
-        if what == "flip" and place < len(content):
-            content[place] ^= draw(st.integers(1, 255))
+        if what == "flip" and place < len(changed):
+            changed[place] ^= draw(st.integers(1, 255))
         elif what == "cut":
-            del content[place : place + draw(st.integers(1, 40))]
+            del changed[place : place + draw(st.integers(1, 40))]
         else:
-            content[place:place] = draw(st.binary(min_size=1, max_size=8))
-    return bytes(content)
+            changed[place:place] = draw(st.binary(min_size=1, max_size=8))
+    return bytes(changed)
 
 
 # --- Matrices ----------------------------------------------------------------------------
@@ -158,7 +158,10 @@ def matrix_files(draw) -> Case:
     if kind == "mutated":
         name, content, _ = valid[draw(st.sampled_from(sorted(set(valid) - {"sparse of 200,000²"})))]
         return Case(kind, name, mutated(draw, content), ANY)
-    return Case(kind, *valid[kind]) if kind in valid else Case(kind, *invalid[kind], REFUSED)
+    if kind in valid:
+        return Case(kind, *valid[kind])
+    name, content = invalid[kind]
+    return Case(kind, name, content, REFUSED)
 
 
 # --- Triplets ----------------------------------------------------------------------------
@@ -206,7 +209,7 @@ def triplets(draw) -> Entries:
         "NaN": (rows, columns, some, REFUSED),
         "too large for float32": (rows, columns, np.where(hidden, 1e300, values), REFUSED),
         "duplicates": (*(np.append(part, part[0]) for part in (rows, columns, values)), REFUSED),
-        "objects": (rows, columns, np.where(hidden, None, values), REFUSED),
+        "objects": (rows, columns, np.where(hidden, np.array(None), values), REFUSED),
         "complex": (rows, columns, values + 1j, REFUSED),
         "text as values": (rows, columns, values.astype(str), REFUSED),
     }  # fmt: skip

@@ -39,5 +39,5 @@ def _named(axes, which: str) -> bool:
 
 
 def _shape(line: Line2D) -> tuple:
-    dashes = line._dash_pattern if hasattr(line, "_dash_pattern") else line.get_linestyle()
+    dashes = getattr(line, "_dash_pattern", line.get_linestyle())
     return (str(dashes), line.get_marker(), round(line.get_linewidth(), 1), line.get_alpha())
