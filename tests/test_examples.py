@@ -37,7 +37,7 @@ TOOLS = {
     "lowdim_jax.networks": {"check_depth", "check_fits"},
     "lowdim_jax.nn.conversion": {"cut", "matrix_of"},
     "lowdim_jax.nn.layers": {"at_least_single", "metadata_of", "metadata_of_factor"},
-    "lowdim_jax.nn.paths": {"matching", "names_of", "replace_everywhere"},
+    "lowdim_jax.nn.paths": {"matching", "names_of", "part_at", "replace_everywhere"},
     "lowdim_jax.problems.base": {"as_truth", "held_out"},
     "lowdim_jax.problems.matrix_completion": {"completion_error", "half_squared_misfit"},
     "lowdim_jax.trajectory": {"blank", "trim"},

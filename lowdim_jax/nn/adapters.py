@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from lowdim_jax._host import is_traced
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.networks import check_depth
 from lowdim_jax.nn.conversion import Factored
@@ -189,7 +191,7 @@ def adapt(
         keeps the factors of the start and subtracts their product, None does not: it is then `α ε^L`
         times a partial isometry.
     alpha
-        `α`.
+        `α`, finite and not zero.
     scale
         `ε`, positive.
     energy
@@ -216,7 +218,7 @@ def adapt(
     layers.0: Linear 5×6, rank 2, 22 parameters
     1 layers, 22 parameters
     """
-    _check(depth, start, zero, scale, loss, rngs)
+    _check(depth, start, zero, scale, alpha, loss, rngs)
     check_rank_choice(rank, energy, budget, chosen_from_surrogate=start == "surrogate")
     found, skipped = targets(model, pattern, (Adapted, Delta))
     surrogates = None
@@ -228,7 +230,7 @@ def adapt(
     rule = {"depth": depth, "energy": energy, "budget": budget}
     ranks = chosen_ranks(found, rank, lambda: map(energies_of, surrogates or ()), **rule)
     lines, new = [], {}
-    for index, (path, (layer, kernel)) in enumerate(found.items()):
+    for index, (path, (layer, kernel, _)) in enumerate(found.items()):
         r = ranks[path]
         if surrogates is None:
             left, right, kept = *random_directions(rngs, kernel, r), math.nan
@@ -239,7 +241,8 @@ def adapt(
         offset = delta_of(layer, kernel, factors, DeltaStart) if zero == "offset" else None
         if zero == "last":
             factors = [*factors[:-1], 0 * factors[-1]]
-        new[id(layer)] = Adapted(layer, delta_of(layer, kernel, factors, DeltaParam), offset, alpha=alpha)
+        delta = delta_of(layer, kernel, factors, DeltaParam)
+        new[id(layer)] = Adapted(layer, delta, offset, alpha=float(alpha))
         size, copies = sum(factor.size for factor in factors), math.prod(kernel.stack)
         lines.append(AdaptedLayer(path, type(layer).__name__, kernel.shape, copies, r, size, kept))
     replace_everywhere(model, new)
@@ -278,9 +281,12 @@ def merge(model: nnx.Module, /) -> int:
     return len(found)
 
 
-def _check(depth, start, zero, scale, loss, rngs) -> None:
+def _check(depth, start, zero, scale, alpha, loss, rngs) -> None:
     check_depth(depth, least=2)
     check_scale(scale)
+    real = isinstance(alpha, int | float | np.number | jax.Array) and not isinstance(alpha, bool)
+    if is_traced(alpha) or not real or not math.isfinite(alpha) or alpha == 0:
+        raise ValueError(f"alpha={alpha!r}, expected a finite number other than 0")
     if start not in ("surrogate", "random"):
         raise ValueError(f"start={start!r}, expected 'surrogate' or 'random'")
     if zero not in ("last", "offset", None):

@@ -108,7 +108,7 @@ class Factored(nnx.Module):
         if not isinstance(layer, nnx.Embed):
             layer.bias = nnx.data(None if self.bias is None else nnx.clone(self.bias))
         product = kernel.kernel(self.delta.matrices(kernel))
-        setattr(layer, kernel.name, nnx.Param(product.astype(outward.dtype)))
+        setattr(layer, kernel.name, type(outward)(product.astype(outward.dtype)))
         return layer
 
 
@@ -191,7 +191,7 @@ def compress(
     energies, factors_of = kinds[start](model, found, loss, batch, rngs)
     ranks = chosen_ranks(found, rank, energies, depth=depth, energy=energy, budget=budget)
     lines, new = [], {}
-    for index, (path, (layer, kernel)) in enumerate(found.items()):
+    for index, (path, (layer, kernel, _)) in enumerate(found.items()):
         d_out, d_in = kernel.shape
         r = ranks[path]
         epsilon = variance_scale((d_in, *[r] * (depth - 1), d_out)) if scale is None else scale
@@ -205,7 +205,7 @@ def compress(
 
 def _cuts(model, found, loss, batch, rngs) -> tuple[Callable, Callable]:
     """Energies of the layers' matrices, and their cut factors."""
-    matrices = [_weights(path, *part) for path, part in found.items()]
+    matrices = [_weights(path, layer, kernel) for path, (layer, kernel, _) in found.items()]
     parts = output_components(model, found, matrices, batch)
 
     def factors_of(index, kernel, *, rank, depth, scale):
@@ -253,7 +253,7 @@ def _with_factors(layer: Any, kernel: Kernel, factors: Sequence[jax.Array]) -> C
         parts = [as_array(factor.swapaxes(-1, -2)) for factor in factors]
         return _compressed(layer, [part.reshape(*kernel.stack, *part.shape[1:]) for part in parts])
     typed = [as_array(factor.astype(dtype)) for factor in factors]
-    return Factored(layer, kernel, delta_of(layer, kernel, typed, nnx.Param))
+    return Factored(layer, kernel, delta_of(layer, kernel, typed, type(getattr(layer, kernel.name))))
 
 
 def compress_layer(
@@ -322,11 +322,10 @@ def _compressed(layer: nnx.Linear | DeepLinear, factors: Sequence[jax.Array]) ->
         **{name: getattr(layer, name) for name in OPTIONS},
     )
     metadata = {} if isinstance(layer, DeepLinear) else metadata_of(layer.kernel)
+    kind = type(layer.factors[0] if isinstance(layer, DeepLinear) else layer.kernel)
     for index, factor in enumerate(factors):
         placed = metadata_of_factor(metadata, index, depth)
-        compressed.factors[index] = nnx.Param(
-            factor.astype(layer.param_dtype), eager_sharding=False, **placed
-        )
+        compressed.factors[index] = kind(factor.astype(layer.param_dtype), eager_sharding=False, **placed)
     if layer.bias is not None:
         compressed.bias = nnx.clone(layer.bias)
     return compressed

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from lowdim_jax.linalg import svd
 from lowdim_jax.nn.gradients import check_gradient, gradients, leading_components
 from lowdim_jax.nn.kernels import KINDS, Kernel, Unsupported, kernel_of, narrowed, widening_equation
 from lowdim_jax.nn.layers import at_least_single
-from lowdim_jax.nn.paths import Pattern, matching, names_of
+from lowdim_jax.nn.paths import Pattern, matching
 from lowdim_jax.nn.ranks import ranks_within
 
 
@@ -80,7 +80,15 @@ class Delta(nnx.Module):
         return product
 
 
-Found = Mapping[str, tuple[Any, Kernel]]
+class Target(NamedTuple):
+    """A layer to take: itself, its kernel as a matrix, and the steps of its path."""
+
+    layer: Any
+    kernel: Kernel
+    names: tuple
+
+
+Found = Mapping[str, Target]
 
 
 def targets(
@@ -97,14 +105,13 @@ def targets(
     """
     found, skipped = {}, {}
     inside = [names for names, layer in nnx.iter_modules(model) if isinstance(layer, done)]
-    for path, layer in matching(model, pattern):
-        names = names_of(path)
+    for path, names, layer in matching(model, pattern):
         if any(names[: len(outer)] == outer for outer in inside):
-            if names in inside:
+            if not any(names[: len(outer)] == outer != names for outer in inside):
                 skipped[path] = "it has factors already"
-        elif isinstance(layer, tuple(KINDS)):
+        elif isinstance(layer, tuple(KINDS)) or _has_matrix(layer):
             try:
-                found[path] = layer, kernel_of(layer)
+                found[path] = Target(layer, _real(layer, kernel_of(layer)), names)
             except Unsupported as error:
                 skipped[path] = str(error)
     if not found:
@@ -115,11 +122,24 @@ def targets(
     return found, skipped
 
 
+def _real(layer: Any, kernel: Kernel) -> Kernel:
+    dtype = getattr(layer, kernel.name).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise Unsupported(f"its {kernel.name} holds {dtype}, not real floating-point numbers")
+    return kernel
+
+
+def _has_matrix(layer: nnx.Module) -> bool:
+    """Whether a layer of a kind that is not known here has what a user would take for its matrix."""
+    weights = vars(layer).get("kernel", vars(layer).get("embedding"))
+    return isinstance(weights, nnx.Variable) and weights.ndim > 1
+
+
 def surrogates_of(model: nnx.Module, found: Found, loss: Callable, batch: tuple, /) -> list[Any]:
     """`−∂ℓ/∂W` of every layer, as matrices `(copies, d_out, d_in)`, from one gradient of the model."""
-    paths = [(*names_of(path), kernel.name) for path, (_, kernel) in found.items()]
+    paths = [(*names, kernel.name) for _, kernel, names in found.values()]
     slopes, matrices = gradients(model, paths, loss, batch), []
-    for (path, (_, kernel)), gradient in zip(found.items(), slopes, strict=True):
+    for (path, (_, kernel, _)), gradient in zip(found.items(), slopes, strict=True):
         d_out, d_in = kernel.shape
         surrogate = -kernel.matrices(gradient).reshape(-1, d_in, d_out).swapaxes(-1, -2)
         surrogate = check_gradient(f"the layer at {path!r}", surrogate, "at the model's weights")
@@ -160,7 +180,7 @@ def above_noise(
 
 def chosen_ranks(found: Found, rank: Any, energies_of: Callable, /, **rule: Any) -> dict[str, int]:
     """Rank of each layer: as given, cut to its smaller side, or from `σ_i²` as `ranks_within` says."""
-    most = {path: min(kernel.shape) for path, (_, kernel) in found.items()}
+    most = {path: min(target.kernel.shape) for path, target in found.items()}
     if isinstance(rank, Mapping):
         missing = sorted(found.keys() - rank.keys())
         if missing:
@@ -168,8 +188,8 @@ def chosen_ranks(found: Found, rank: Any, energies_of: Callable, /, **rule: Any)
         return {path: min(int(rank[path]), most[path]) for path in found}
     if rank is not None:
         return {path: min(int(rank), limit) for path, limit in most.items()}
-    shapes = {path: kernel.shape for path, (_, kernel) in found.items()}
-    copies = {path: math.prod(kernel.stack) for path, (_, kernel) in found.items()}
+    shapes = {path: target.kernel.shape for path, target in found.items()}
+    copies = {path: math.prod(target.kernel.stack) for path, target in found.items()}
     return ranks_within(dict(zip(found, energies_of(), strict=True)), shapes, copies, **rule)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from types import FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import equinox
@@ -13,6 +13,7 @@ from flax import nnx
 
 from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, check_finite, leading_svd
+from lowdim_jax.nn.paths import part_at
 
 
 def gradients(
@@ -20,21 +21,87 @@ def gradients(
 ) -> list[jax.Array]:
     """`∂ℓ/∂θ` of the parameters at these paths, in their order; the model is left as it is.
 
-    Of a function without a closure the compiled program is kept, as `jax.jit` does, and models of one
-    structure share it. Any other callable (with a closure, a method, a partial) is compiled anew each
-    time: what it holds may have changed.
+    A parameter that several layers share has a gradient of its own in each.
+
+    The compiled program is kept for a function that reads nothing that could change but its arguments, as
+    `constants_of` finds out, and models of one structure share it. Any other callable (with a closure, a
+    method, a partial) is compiled anew each time.
+
+    Raises
+    ------
+    ValueError
+        If `batch` is no tuple or list, or the loss no scalar.
     """
+    if not isinstance(batch, tuple | list):
+        raise ValueError(
+            f"batch is of type {type(batch).__name__}, expected a tuple of what is passed on after the model"
+        )
     wanted = set(paths)
-    graph, chosen, rest = nnx.split(model, lambda path, _: path in wanted, ...)
-    plain = isinstance(loss, FunctionType) and loss.__closure__ is None
-    program = _kept_program(loss) if plain else _program(loss)
-    found = dict(nnx.to_flat_state(program(graph, chosen, rest, batch)))
+    graph, chosen, rest = nnx.split(_untied(model, paths), lambda path, _: path in wanted, ...)
+    constants = constants_of(loss)
+    program = _program(loss) if constants is None else _kept_program(loss, constants)
+    found = dict(nnx.to_flat_state(program(graph, chosen, rest, tuple(batch))))
     return [found[path][...] for path in paths]
 
 
-def _program(loss: Callable) -> Any:
+def _untied(model: nnx.Module, paths: Sequence[tuple]) -> nnx.Module:
+    copy = nnx.clone(model)
+    for *names, name in paths:
+        layer = part_at(copy, tuple(names))
+        setattr(layer, name, getattr(layer, name).copy())
+    return copy
+
+
+def constants_of(function: Any, /) -> tuple | None:
+    """Numbers and texts that a function reads from its module; None if it reads what may change unseen.
+
+    Functions that it calls by their name are followed. A closure, defaults, attributes, and globals other
+    than functions, classes, modules, numbers and texts may change.
+
+    Examples
+    --------
+    >>> from lowdim_jax.nn.gradients import constants_of
+    >>> constants_of(lambda model, x: model(x).sum()), constants_of(lambda model, at=[1.0]: at[0])
+    ((), None)
+    """
+    found: dict[tuple[int, str], Any] = {}
+    seen: set[int] = set()
+
+    def changes(value) -> bool:
+        if not isinstance(value, FunctionType):
+            return not isinstance(value, ModuleType | type | BuiltinFunctionType)
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        if value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value):
+            return True
+        for name in _names(value.__code__) & value.__globals__.keys():
+            read = value.__globals__[name]
+            if isinstance(read, int | float | complex | str | bytes | None):
+                found[id(value.__globals__), name] = read
+            elif changes(read):
+                return True
+        return False
+
+    if not isinstance(function, FunctionType) or changes(function):
+        return None
+    return tuple((*place, type(read), read) for place, read in sorted(found.items()))
+
+
+def _names(code: CodeType) -> set[str]:
+    """Globals and attributes that a piece of code names, with what is defined in it."""
+    inner = [_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _program(loss: Callable, constants: tuple = ()) -> Any:
     def loss_of(chosen, graph, rest, batch):
-        return loss(nnx.merge(graph, chosen, rest, copy=True), *batch)
+        value = loss(nnx.merge(graph, chosen, rest, copy=True), *batch)
+        if not isinstance(value, jax.Array) or value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            is_array = isinstance(value, jax.Array)
+            given = f"{value.dtype}{list(value.shape)}" if is_array else type(value).__name__
+            raise ValueError(f"loss(model, *batch) gives {given}, expected a real scalar")
+        return value
 
     return jax.jit(
         lambda graph, chosen, rest, batch: jax.grad(loss_of)(chosen, graph, rest, batch), static_argnums=0
@@ -68,6 +135,8 @@ def leading_components(matrix: jax.Array | np.ndarray, rank: int, /) -> LowRank:
 def check_gradient(name: str, gradient: jax.Array, where: str, /) -> jax.Array:
     """The gradient itself, unless it vanishes or is not finite; traced ones are checked when they run.
 
+    Of a stack `(copies, …)` each member is looked at.
+
     Raises
     ------
     ValueError
@@ -78,9 +147,11 @@ def check_gradient(name: str, gradient: jax.Array, where: str, /) -> jax.Array:
         "bias follow it, or does the loss not depend on it?"
     )
     if is_traced(gradient):
-        bad = jnp.logical_not(jnp.isfinite(gradient).all() & jnp.any(gradient != 0))
+        bad = jnp.logical_not(jnp.isfinite(gradient).all() & jnp.any(gradient != 0, axis=(-2, -1)).all())
         return equinox.error_if(gradient, bad, f"{vanishes} Or it is not finite.")
     check_finite(f"the gradient {where} of {name}", gradient)
-    if not np.any(np.asarray(gradient)):
-        raise ValueError(vanishes)
+    alive = np.any(np.asarray(gradient), axis=(-2, -1))
+    if not alive.all():
+        member = f" in member {int(np.argmin(alive))} of its stack" if alive.size > 1 else ""
+        raise ValueError(vanishes.replace(" has the gradient 0", f" has the gradient 0{member}", 1))
     return gradient

@@ -200,7 +200,9 @@ class DeepLinear(nnx.Module):
             metadata["out_sharding"] = (tuple(first)[-1], tuple(last)[-2])
         bias = self.bias
         kept = {} if bias is None else metadata_of(bias)
-        return nnx.Linear(
+        options: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
+        options["use_bias"] = bias is not None
+        layer = nnx.Linear(
             self.in_features,
             self.out_features,
             kernel_init=lambda *_: self.kernel.astype(self.param_dtype),
@@ -208,8 +210,11 @@ class DeepLinear(nnx.Module):
             kernel_metadata=metadata,
             bias_metadata=kept,
             rngs=nnx.Rngs(0),
-            **{name: getattr(self, name) for name in OPTIONS},
+            **options,
         )
+        if (kind := type(self.factors[0])) is not nnx.Param:  # such as one that is never trained
+            layer.kernel = kind(layer.kernel[...], eager_sharding=False, **metadata)
+        return layer
 
 
 class CompressedLinear(DeepLinear):

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from lowdim_jax._host import is_traced, on_host
+from lowdim_jax.linalg import check_finite
 from lowdim_jax.nn.kernels import Kernel, narrowed
-from lowdim_jax.nn.paths import layer_at, replace_everywhere
+from lowdim_jax.nn.paths import part_at, replace_everywhere
 
 
 class Moment(nnx.Variable):
@@ -51,14 +52,21 @@ class Watched(nnx.Module):
 
 
 def output_components(
-    model: nnx.Module, found: Mapping[str, tuple[Any, Kernel]], matrices: Sequence[Any], batch: tuple, /
+    model: nnx.Module, found: Mapping[str, Any], matrices: Sequence[Any], batch: tuple, /
 ) -> list[tuple[Any, Any]]:
     """Eigenvalues `(copies, d_out)`, descending, and eigenvectors of `W S Wᵀ` of each layer.
 
     With `S = Σ x xᵀ` over the layer's inputs on a batch, or the identity where there is no batch. Of all
     matrices of rank `r`, `U_r U_rᵀ W` with the `r` leading vectors is nearest to `W` in `Σ ‖(W − Ŵ) x‖²`,
     and the eigenvalues left out sum to the distance (Eckart and Young for `W S^{1/2}`).
+
+    Raises
+    ------
+    ValueError
+        If the batch is no tuple or list, or shows a layer no inputs or ones that are not finite.
     """
+    if not isinstance(batch, tuple | list):
+        raise ValueError(f"batch is of type {type(batch).__name__}, expected a tuple of what the model takes")
     moments = _moments(model, found, batch) if batch else [None] * len(matrices)
     parts = []
     for matrix, moment in zip(matrices, moments, strict=True):
@@ -78,13 +86,27 @@ def output_components(
 def _moments(model, found, batch) -> list[jax.Array]:
     watching = nnx.clone(model)
     new = {}
-    for path, (_, kernel) in found.items():
-        layer = layer_at(watching, path)
+    for _, kernel, names in found.values():
+        layer = part_at(watching, names)
         new[id(layer)] = Watched(layer, kernel)
     replace_everywhere(watching, new)
     watching(*batch)  # type: ignore[operator]
-    moments = [layer_at(watching, path).moment[...] for path in found]
-    return [
-        moment.reshape(-1, *moment.shape[len(kernel.stack) :])
-        for moment, (_, kernel) in zip(moments, found.values(), strict=True)
-    ]
+    moments = []
+    for path, (_, kernel, names) in found.items():
+        moment = part_at(watching, names).moment[...]
+        moments.append(moment.reshape(-1, *moment.shape[len(kernel.stack) :]))
+        _check_seen(path, moments[-1])
+    return moments
+
+
+def _check_seen(path: str, moment: jax.Array) -> None:
+    if is_traced(moment):
+        return
+    check_finite(f"the second moment of the inputs of the layer at {path!r}", moment)
+    seen = [bool(member.any()) for member in np.asarray(moment)]
+    if not all(seen):
+        member = f" in member {seen.index(False)} of its stack" if len(seen) > 1 else ""
+        raise ValueError(
+            f"the layer at {path!r} gets no inputs other than 0{member} when model(*batch) is called, so "
+            "nothing tells which of its directions to keep"
+        )

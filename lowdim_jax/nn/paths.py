@@ -1,7 +1,7 @@
 """Parts of a model by their path: `"head.network"`, `"blocks.0.mlp"`, or the same as a tuple."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flax import nnx
@@ -30,12 +30,26 @@ def layer_at(model: nnx.Module, path: Path, /) -> Any:
     part: Any = model
     for name in names_of(path):
         try:
-            part = part[name] if isinstance(name, int) else getattr(part, name)
+            part = _child(part, name)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise ValueError(
                 f"path={path!r}: the {type(part).__name__} has no part {name!r}"
             ) from error
     return part
+
+
+def part_at(model: nnx.Module, names: tuple, /) -> Any:
+    """The part of a model at a path as Flax gives it, whose steps are exact: `"0"` is no index."""
+    part: Any = model
+    for name in names:
+        part = part[name] if isinstance(part, dict) else _child(part, name)
+    return part
+
+
+def _child(part: Any, name: str | int) -> Any:
+    if isinstance(part, dict):
+        return part[name] if name in part else part[str(name)]
+    return part[name] if isinstance(part, Sequence) else getattr(part, str(name))  # type: ignore[call-overload]
 
 
 def replace_layer(model: Model, path: Path, layer: nnx.Module, /) -> Model:
@@ -44,7 +58,7 @@ def replace_layer(model: Model, path: Path, layer: nnx.Module, /) -> Model:
     Raises
     ------
     ValueError
-        If nothing is there now, or the path is empty: a model is not a part of itself.
+        If nothing is there now, it is in a tuple, or the path is empty: a model is not a part of itself.
 
     Examples
     --------
@@ -60,10 +74,14 @@ def replace_layer(model: Model, path: Path, layer: nnx.Module, /) -> Model:
         raise ValueError(f"path={path!r} is the model itself, expected the path of one of its parts")
     *before, last = names_of(path)
     parent = layer_at(model, tuple(before))
-    if isinstance(last, int):
-        parent[last] = layer
+    if isinstance(parent, tuple):
+        raise ValueError(f"path={path!r} leads into a tuple, expected a place where another layer can be put")
+    if isinstance(parent, dict):
+        parent[last if last in parent else str(last)] = layer
+    elif isinstance(parent, Sequence):
+        parent[last] = layer  # type: ignore[index]
     else:
-        setattr(parent, last, layer)
+        setattr(parent, str(last), layer)
     return model
 
 
@@ -81,8 +99,12 @@ def names_of(path: Path, /) -> tuple[str | int, ...]:
     return tuple(int(name) if str(name).isdigit() else name for name in names)
 
 
-def matching(model: nnx.Module, pattern: Pattern, /) -> Iterator[tuple[str, nnx.Module]]:
-    """Parts of a model whose path fits, each once, with its path (of a shared one, the first).
+def matching(
+    model: nnx.Module, pattern: Pattern, /
+) -> Iterator[tuple[str, tuple, nnx.Module]]:
+    """Parts of a model whose path fits, each once: path, its steps, and the part.
+
+    A part used in several places fits with any of its paths, and comes with the first.
 
     Parameters
     ----------
@@ -107,10 +129,36 @@ def matching(model: nnx.Module, pattern: Pattern, /) -> Iterator[tuple[str, nnx.
         raise ValueError(
             f"pattern={pattern!r}, expected a regular expression or a function of path and layer"
         )
+    places = _places(model)
     for names, layer in nnx.iter_modules(model):
         path = ".".join(map(str, names))
-        if fits(path, layer):
-            yield path, layer
+        if any(fits(other, layer) for other in dict.fromkeys([path, *places.get(id(layer), ())])):
+            yield path, names, layer
+
+
+def _places(model: nnx.Module) -> dict[int, list[str]]:
+    """All paths of every module, by its `id`."""
+    found: dict[int, list[str]] = {}
+
+    def visit(part, names, above):
+        if id(part) in above:
+            return
+        if isinstance(part, nnx.Module):
+            found.setdefault(id(part), []).append(".".join(names))
+        for name, item in _items(part):
+            if isinstance(item, nnx.Pytree | tuple | list | dict):
+                visit(item, (*names, str(name)), above | {id(part)})
+
+    visit(model, (), frozenset())
+    return found
+
+
+def _items(part: Any) -> Any:
+    if isinstance(part, dict):
+        return part.items()
+    if isinstance(part, Sequence):
+        return enumerate(part)
+    return [(name, item) for name, item in vars(part).items() if not name.startswith("_pytree__")]
 
 
 def replace_everywhere(model: nnx.Module, new: Mapping[int, Any], /) -> None:

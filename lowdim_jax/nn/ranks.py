@@ -16,8 +16,10 @@ def check_rank_choice(rank, energy: float, budget: int | None, *, chosen_from_su
     for value in given:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"rank={value!r}, expected a positive integer")
-    if not 0 < energy <= 1:
-        raise ValueError(f"energy={energy}, expected a fraction in (0, 1]")
+    if isinstance(energy, bool) or not isinstance(energy, int | float | np.number) or not 0 < energy <= 1:
+        raise ValueError(f"energy={energy!r}, expected a fraction in (0, 1]")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | np.integer)):
+        raise ValueError(f"budget={budget!r}, expected an integer, the number of parameters in all")
     if budget is not None and rank is not None:
         raise ValueError(f"budget={budget} and rank={rank} are two rules: give rank=None with a budget")
     if rank is None and not chosen_from_surrogate:

