@@ -6,9 +6,9 @@ Heads: none ("plain"), two narrow factors from He's start, the paper's deep netw
 from random and from spectral directions, all at the `ε` that keeps the variance of activations. Momentum
 0.9, the same steps and batches for all. Each head's rate is the best by its mean accuracy on held-out
 training images of two splits that no seed has, at the last three records, on a grid of factors √10 that is
-extended until the best is inside it; the table is of test images over seeds. Seconds are of processor time in the
-updates alone, without compilation and measuring, the spectral start included; the heads take turns, seed by
-seed. Every run is appended to FILE at once; a run that is in it already is not repeated.
+extended until the best is inside it; the table is of test images over seeds. Seconds are of processor time
+in the updates alone, without compilation and measuring, the spectral start included; the heads take turns,
+seed by seed. Every run is appended to FILE at once; a run that is in it already is not repeated.
 """
 
 import argparse
