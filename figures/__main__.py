@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from figures import registry
@@ -28,7 +28,7 @@ def _parser() -> Parser:
     make = commands.add_parser("make", help="compute, save and draw figures")
     make.add_argument("names", nargs="*", metavar="NAME", help="figures to make")
     make.add_argument("--all", action="store_true", help="make all of them")
-    make.add_argument("--size", choices=registry.SIZES, default="small", help="default: small")
+    make.add_argument("--size", choices=registry.SIZES, default="small", help=registry.SIZES_MEAN)
     make.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: figures/out")
     make.add_argument(
         "--redraw", action="store_true", help="draw again from saved arrays, without computing"
@@ -41,7 +41,7 @@ def _parser() -> Parser:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    lines = []
+    lines = [f"sizes: {registry.SIZES_MEAN}", ""]
     for name in registry.names():
         figure = registry.describe(name)
         lines += [name, f"    {figure.summary}"]
@@ -68,10 +68,8 @@ def _make(arguments: argparse.Namespace) -> int:
         from lowdim_jax._cache import cache_programs  # here, because it imports JAX
 
         cache_programs()
-    for number, name in enumerate(names, 1):
-        if len(names) > 1:
-            doing = "drawing" if redraw else "computing"
-            print(f"figure {number} of {len(names)}: {doing} {name}", file=sys.stderr, flush=True)
+    doing = "drawing" if redraw else "computing"
+    for name in _announced(names, doing, estimates={} if redraw else _estimates(names, size)):
         start = time.perf_counter()
         if redraw:
             paths = registry.draw(name, saved[name], size=size, out=out)
@@ -80,6 +78,46 @@ def _make(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
         print(f"{name} ({size}, {seconds:.1f} s): {', '.join(map(str, paths))}", flush=True)
     return OK
+
+
+def _estimates(names: Sequence[str], size: str) -> dict[str, float]:
+    """What each figure takes on two cores; none where one is not known."""
+    known = {name: registry.describe(name).seconds.get(size, 0.0) for name in names}
+    return known if all(known.values()) else {}
+
+
+def _announced(
+    names: Sequence[str],
+    doing: str,
+    *,
+    estimates: Mapping[str, float],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[str]:
+    """The names, each once the one before is done; says on stderr what is made and how long the rest takes.
+
+    What is left is the sum of `estimates`, times what the figures so far took beside theirs.
+    """
+    from rich.console import Console
+
+    console, start, done = Console(stderr=True), clock(), 0.0
+    for number, name in enumerate(names, 1):
+        what = f"figure {number} of {len(names)}: {doing} {name}"
+        if estimates:
+            slower = (clock() - start) / done if done else 1.0
+            left = slower * sum(estimates[later] for later in names[number - 1 :])
+            what += f", {_about(left)} left"
+            done += estimates[name]
+        if console.is_terminal:
+            with console.status(what):
+                yield name
+        else:
+            print(what, file=sys.stderr, flush=True)
+            yield name
+
+
+def _about(seconds: float) -> str:
+    """A duration to plan with: `about 20 s`, `about 3 min`."""
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def compute(settings: Settings) -> Arrays:
     train, test = digits().split(held_out=0.2, seed=settings["seed"])
     shown = [jnp.asarray(part.images.reshape(len(part.labels), -1).T, float) for part in (train, test)]
     labels = [jnp.asarray(part.labels) for part in (train, test)]
-    loss = jax.tree_util.Partial(_loss, shown[0], labels[0])
+    loss = jax.tree_util.Partial(partial(_loss, settings["batch"]), shown[0], labels[0])
     rule = ld.GradientDescent(settings["learning_rate"], momentum=settings["momentum"])
     options = {"steps": settings["steps"], "record_every": settings["record_every"], "throw": True}
 
@@ -70,8 +70,8 @@ def compute(settings: Settings) -> Arrays:
     }
 
 
-def _loss(images: jax.Array, labels: jax.Array, weights: Any, step: jax.Array) -> jax.Array:
-    batch = jax.random.randint(jax.random.key(step), (128,), 0, labels.size)
+def _loss(size: int, images: jax.Array, labels: jax.Array, weights: Any, step: jax.Array) -> jax.Array:
+    batch = jax.random.randint(jax.random.key(step), (size,), 0, labels.size)
     logits = ld.forward(weights, images[:, batch]).T
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
 

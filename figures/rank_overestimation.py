@@ -104,6 +104,6 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
             Line2D([], [], color=style.ORIGINAL, label="original"),
             Line2D([], [], color=style.COMPRESSED, marker="o", label="compressed"),
         ],
-        loc="center",
+        loc="best",
     )
     return figure

@@ -11,7 +11,7 @@ import json
 import tomllib
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from figures.protocol import Arrays, FigureModule, Settings
 
 SIZES = ("small", "paper")
+SIZES_MEAN = (
+    "'small' (default): matrices of 40×40 or so, seconds on two cores; 'paper': the paper's settings, "
+    "100×100 to 200×200, and as many seeds as it takes, minutes"
+)
+"""What a size is, in words; `lowdim-figures list` shows the settings themselves."""
 SETTINGS_KEY = "settings"
 """Under this name a file of arrays holds the settings they were computed with."""
 FOLDER = Path(__file__).parent
@@ -43,12 +48,15 @@ class Description:
         Its settings by size.
     text
         The rest of what its module says of it.
+    seconds
+        How long making it took on two CPU cores, by size; for an estimate of what is left.
     """
 
     name: str
     summary: str
     settings: Mapping[str, Mapping[str, Any]]
     text: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reads_data(self) -> bool:
@@ -68,11 +76,12 @@ def names() -> tuple[str, ...]:
 
 def describe(name: str) -> Description:
     """A figure's summary and settings."""
-    small = {key: value for key, value in _tables()[name].items() if key != "paper"}
+    table = _tables()[name]
+    small = {key: value for key, value in table.items() if key not in ("paper", "seconds")}
     tree = ast.parse((FOLDER / f"{_module_name(name)}.py").read_text("utf-8"))
     summary, _, text = (ast.get_docstring(tree) or "").partition("\n")
-    settings = {"small": small, "paper": small | _tables()[name]["paper"]}
-    return Description(name, summary, settings, text.strip())
+    settings = {"small": small, "paper": small | table["paper"]}
+    return Description(name, summary, settings, text.strip(), table.get("seconds", {}))
 
 
 def select(wanted: list[str], *, everything: bool = False) -> tuple[str, ...]:

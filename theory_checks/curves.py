@@ -9,8 +9,12 @@ from matplotlib.ticker import MaxNLocator
 from theory_checks.registry import Curve
 from theory_checks.writing import number, power
 
-RAMP = np.array([[0x55, 0x60, 0xB0], [0x2F, 0x86, 0xB0], [0x35, 0xA3, 0x9A], [0x9C, 0xC4, 0x63]])
-"""Colours of measured lines, first to last: lightness rises, so that they differ in grey too."""
+RAMPS = (
+    np.array([[0x51, 0x60, 0xBD], [0x2D, 0x7B, 0xB2], [0x25, 0x92, 0x84], [0x6F, 0x9F, 0x28]]),
+    np.array([[0x59, 0x67, 0xC0], [0x30, 0x83, 0xBF], [0x27, 0x9D, 0x8D], [0x7A, 0xAE, 0x2B]]),
+)
+"""Colours of measured lines, first to last, on a light and on a dark page. Lightness rises, so that they differ
+in grey too; every one has a contrast of 3:1 to its page (WCAG 2.2, 1.4.11)."""
 MAX_LINES, MAX_POINTS, FEW_POINTS = 10, 400, 16
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 52, 372, 22, 208
 THIN = 0.25
@@ -27,10 +31,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its path, its colour, and where its points are if they are few."""
+    """One line: its path, its colours on a light and on a dark page, and where its points are if they are few."""
 
     path: str
-    colour: str
+    colours: tuple[str, ...]
     points: tuple[tuple[float, float], ...]
 
 
@@ -66,7 +70,7 @@ def drawing(curve: Curve) -> Drawing:
     across = _Scale(x[rows], LEFT, RIGHT, log=xlog)
     shown = [side[rows][:, lines if side.shape[1] > 1 else [0]] for side in (measured, predicted)]
     up = _Scale(np.concatenate([side.ravel() for side in shown]), BOTTOM, TOP, log=ylog)
-    colours = _ramp(len(lines))
+    colours = zip(*[ramp(colours, len(lines)) for colours in RAMPS], strict=True)
     few = len(rows) <= FEW_POINTS
     return Drawing(
         title=curve.title,
@@ -76,10 +80,10 @@ def drawing(curve: Curve) -> Drawing:
         xticks=across.ticks(5),
         yticks=up.ticks(5),
         measured=tuple(
-            _line(across.place(x[rows]), up.place(y), colour, few)
-            for y, colour in zip(shown[0].T, colours, strict=True)
+            _line(across.place(x[rows]), up.place(y), pair, few)
+            for y, pair in zip(shown[0].T, colours, strict=True)
         ),
-        predicted=tuple(_line(across.place(x[rows]), up.place(y), "", False) for y in shown[1].T),
+        predicted=tuple(_line(across.place(x[rows]), up.place(y), (), False) for y in shown[1].T),
         of=measured.shape[1],
     )
 
@@ -124,11 +128,11 @@ class _Scale:
         return np.log10(values, out=np.full_like(values, np.nan), where=np.isfinite(values) & (values > 0))
 
 
-def _line(x: np.ndarray, y: np.ndarray, colour: str, few: bool) -> Line:
+def _line(x: np.ndarray, y: np.ndarray, colours: tuple[str, ...], few: bool) -> Line:
     points = np.stack([x, y], axis=1)
     pieces = ["M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in _thinned(piece)) for piece in _unbroken(points)]
     dots = tuple((round(a, 1), round(b, 1)) for a, b in points.tolist() if few and a == a and b == b)
-    return Line("".join(pieces), colour, dots)
+    return Line("".join(pieces), colours, dots)
 
 
 def _unbroken(points: np.ndarray) -> Iterator[np.ndarray]:
@@ -161,9 +165,10 @@ def _thinned(points: np.ndarray) -> np.ndarray:
     return points[keep]
 
 
-def _ramp(count: int) -> list[str]:
-    places = np.linspace(0, len(RAMP) - 1, count) if count > 1 else np.array([1.0])
-    channels = [np.interp(places, range(len(RAMP)), channel) for channel in RAMP.T]
+def ramp(colours: np.ndarray, count: int) -> list[str]:
+    """`count` colours along a ramp, first to last."""
+    places = np.linspace(0, len(colours) - 1, count) if count > 1 else np.array([1.0])
+    channels = [np.interp(places, range(len(colours)), channel) for channel in colours.T]
     return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.rint(channels).astype(int).T.tolist()]
 
 

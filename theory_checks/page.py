@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from theory_checks.curves import drawing
 from theory_checks.strips import Axis, Entry, has_errors, ratio
 from theory_checks.typeset import claimed
-from theory_checks.writing import mathematics, number, power, seconds, values
+from theory_checks.writing import drawn_mathematics, mathematics, number, power, seconds, values
 
 if TYPE_CHECKING:
     from theory_checks.registry import Curve
@@ -57,6 +57,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "anchor": anchor,
         "claimed": claimed,
+        "drawn_math": drawn_mathematics,
         "math": mathematics,
         "number": number,
         "power": power,

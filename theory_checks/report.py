@@ -4,6 +4,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ STYLES = {"pass": "green", "fail": "bold red", "vacuous": "bold yellow", "error"
 
 
 def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["Result"]:
-    """Pass `results` on, showing on stderr which of `checks` is running and how many are done."""
+    """Pass `results` on, showing on stderr which of `checks` is running, how many are done, what is left."""
     console = Console(stderr=True)
     if not console.is_terminal:
         for done, result in enumerate(results, 1):
@@ -47,7 +48,7 @@ def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["R
         task = progress.add_task(running[0], total=len(checks))
         for done, result in enumerate(results, 1):
             progress.console.print(_finished(result))
-            progress.update(task, completed=done, description=[*running, "drawing the report"][done])
+            progress.update(task, completed=done, description=[*running, running[-1]][done])
             yield result
 
 
@@ -107,14 +108,26 @@ def write(
     }
     name = "report.incomplete" if _is_poorer(report, folder / "report.json") else "report"
     shown, data = folder / f"{name}.html", folder / f"{name}.json"
-    texts = {
-        shown: page(report, [result.curves for result in results]),
-        data: json.dumps(report, indent=2, allow_nan=False) + "\n",
-    }
+    with _drawing():
+        texts = {
+            shown: page(report, [result.curves for result in results]),
+            data: json.dumps(report, indent=2, allow_nan=False) + "\n",
+        }
     with replace_files(*texts) as temporary:
         for path, text in zip(temporary, texts.values(), strict=True):
             path.write_text(text, encoding="utf-8", errors="replace")
     return shown, data
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Says in a terminal that the report is drawn: with many curves that takes seconds."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("drawing the report"):
+        yield
 
 
 def _is_poorer(report: dict[str, Any], path: Path) -> bool:

@@ -148,12 +148,11 @@ def environment(setting: Setting) -> dict[str, Any]:
         "device": f"{device.platform}: {kind}",
         "dtype": setting.dtype,
         "matmul_precision": MATMUL_PRECISION,
-        "default_matmul": f"unless told otherwise this device multiplies {setting.dtype} matrices to "
-        f"{error:.1e}, which is "
+        "default_matmul": f"unless told otherwise this device multiplies {setting.dtype} matrices "
         + (
-            "too coarse: checks that have to notice it are repeated so, as one more control"
+            f"to {error:.1e} only: checks that have to notice it are repeated so, as one more control"
             if applies
-            else "rounding: there is nothing to notice, and no control made of it"
+            else f"as exactly as {setting.dtype} can: there is nothing to notice, and no control made of it"
         ),
         "run": circumstances(),
         "versions": {"commit": commit(), "python": platform.python_version()}

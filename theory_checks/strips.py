@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NAME_ROOM = 24
+"""Percent of the axis between names that do not run into each other."""
+
 Entry = dict[str, Any]
 """The entry of a check in `report.json`."""
 
@@ -61,6 +64,12 @@ class Axis:
     def decades(self) -> list[tuple[int, float]]:
         """Powers of ten and their places."""
         return [(decade, self.place(10.0**decade)) for decade in range(self.low, self.high + 1)]
+
+    @property
+    def ends(self) -> list[tuple[int, float]]:
+        """First and last power of ten, to be named: not where that would run into the tolerance's name."""
+        ends = [self.decades[0], self.decades[-1]]
+        return [(decade, x) for decade, x in ends if abs(x - self.place(1.0)) > NAME_ROOM]
 
     def place(self, ratio: float) -> float:
         """Position in percent; what lies beyond the axis, as infinity and all below zero do, at its end."""

@@ -18,8 +18,14 @@ import mathematics  # noqa: E402
 import tutorials  # noqa: E402
 
 _STATEMENT = re.compile(r"^### ((\d+)\.(\d+) .*)$", re.MULTILINE)
-_CITED = re.compile(r"docs/theory\.md((?:,? (?:and )?\d+\.\d+)+)")
-_NUMBER = re.compile(r"(\d+)\.(\d+)")
+_SECTION = re.compile(r"^## ((\d+)\. .*)$", re.MULTILINE)
+_CITED = re.compile(r"docs/theory\.md((?:,? (?:and )?\d+(?:\.\d+)?\b(?![-–]))*)(?!\w)")
+_NUMBER = re.compile(r"(\d+)(?:\.(\d+))?")
+_SHIM = "https://unpkg.com/iframe-worker/shim"
+"""What the theme loads so that pages on a disk can be searched; `search.js` takes its place."""
+_FROM_ELSEWHERE = re.compile(
+    r'<(?:script|img|iframe|source)\b[^>]*\bsrc="https?:|<link\b[^>]*stylesheet[^>]*"https?:'
+)
 
 
 def on_files(files, config):
@@ -31,7 +37,8 @@ def on_files(files, config):
 
     add("changelog.md", (ROOT / "CHANGELOG.md").read_text("utf-8").replace("](docs/", "]("))
     add("explorer-page.html", page())
-    add("site.css", (HERE / "site.css").read_text("utf-8"))
+    for name in ("site.css", "search.js"):
+        add(name, (HERE / name).read_text("utf-8"))
     for source in tutorials.sources():
         shown = tutorials.executed(source)
         add(f"tutorials/{source.stem}.md", shown.markdown)
@@ -44,7 +51,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Give statements their anchors, and links to files of the repository that are no pages a plain form."""
     if page.file.src_path == "theory.md":
-        markdown = _STATEMENT.sub(r"### \1 {#s\2-\3}", markdown)
+        markdown = _STATEMENT.sub(r"### \1 {#s\2-\3}", _SECTION.sub(r"## \1 {#s\2}", markdown))
     return _links_out(markdown, (ROOT / "docs" / page.file.src_path).parent)
 
 
@@ -53,11 +60,29 @@ def on_page_content(html, page, config, files):
     html = mathematics.set_all(html)
     up = "../" * page.file.src_path.count("/")
 
+    def number(found):
+        anchor = f"s{found[1]}-{found[2]}" if found[2] else f"s{found[1]}"
+        return f'<a href="{up}theory.html#{anchor}">{found[0]}</a>'
+
     def link(cited):
-        numbers = _NUMBER.sub(rf'<a href="{up}theory.html#s\1-\2">\1.\2</a>', cited[1])
-        return f'<a href="{up}theory.html">Theory</a>{numbers}'
+        return f'<a href="{up}theory.html">Theory</a>{_NUMBER.sub(number, cited[1])}'
 
     return _CITED.sub(link, html)
+
+
+def on_post_page(output, page, config):
+    """Search without a network; raises `ValueError` if the page would load anything from elsewhere."""
+    up = "../" * page.file.src_path.count("/")
+    output = output.replace(_SHIM, f"{up}search.js")
+    found = _FROM_ELSEWHERE.search(output)
+    if found:
+        raise ValueError(f"{page.file.src_path} loads from elsewhere: {found[0]}")
+    return output
+
+
+def on_post_template(output, template_name, config):
+    """The page of what is not found needs no worker on a disk."""
+    return output.replace(f'<script src="{_SHIM}"></script>', "")
 
 
 _LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]+)\)")

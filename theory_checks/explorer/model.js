@@ -309,6 +309,14 @@ const Model = (() => {
       return this.done;
     }
 
+    // First recorded iteration at which the compressed network's error is the larger one (1.5); null if none is.
+    behind() {
+      const { compressed, original } = this, rounding = 1e-13 * compressed.loss[0];
+      for (let row = 0; row < original.done; row++)
+        if (compressed.loss[row] > original.loss[row] * (1 + 1e-9) + rounding) return row * this.stride;
+      return null;
+    }
+
     // Iterations at which component i first reaches the fraction `level` of its target, between records
     // linearly; infinite if it does not.
     fitted(which, i, level = 0.95) {

@@ -260,6 +260,15 @@ const View = (() => {
     find("story").textContent = `Iteration ${number(row * run.stride)}. ${text}`;
   }
 
+  // Who is ahead, as measured in this run.
+  function compared(r, rank, d) {
+    const behind = run.behind();
+    if (behind === null) return `The compressed network is ahead at every iteration${run.done ? ", with a fraction of the parameters" : " so far"}.`;
+    return rank > Math.max(r, d - r)
+      ? `From iteration ${number(behind)} on the compressed network is behind: wider than <i>d</i> − <i>r</i> = ${d - r}, it keeps more idle directions than the original.`
+      : `The compressed network is ahead, but not at iteration ${number(behind)}.`;
+  }
+
   // --- Captions, facts -------------------------------------------------------------------------------
 
   function captions() {
@@ -274,11 +283,11 @@ const View = (() => {
       : "Each waits near zero, then rises to its target <i>σ</i>*. Larger ones go first.";
     find("loss-caption").textContent = depth === 1 ? "No component waits for another, so there are no plateaus."
       : "It rests on a plateau while the next component waits: half the squares of those still missing (thin lines).";
-    find("error-caption").textContent = rank < targets.length
+    find("error-caption").innerHTML = rank < targets.length
       ? `Width ${rank} is too narrow for ${targets.length} components: what is missing stays.`
       : fraction > 1 ? "Past the edge the error never settles."
         : depth === 1 ? "The original network also has to forget its random start."
-          : "The compressed network is ahead at every iteration, with a fraction of the parameters.";
+          : compared(targets.length, rank, d);
     const cycle = depth > 1 && alpha === 1 && fraction > 1 ? Model.twoCycle(targets[0], depth, rate).map((v) => number(v)) : null;
     const diverged = run.divergedAt === null ? "" : ` <b>The original network diverged at iteration ${number(run.divergedAt)}.</b>`;
     find("edge-caption").innerHTML = `The edge is <i>η</i> = ${number(settings.edge)}. ` +
