@@ -327,13 +327,14 @@ def test_a_width_below_twice_the_rank_is_refused():
 @needs_node
 def test_the_page_says_who_is_ahead_as_it_is_in_the_run():
     """Wider than max(r, d − r) the compressed network falls behind (docs/theory.md 1.5), as on the page."""
-    settings = [settings_of({"d": 8, "targets": [1.0, 0.6], "rank": rank, "steps": 2000}) for rank in (2, 6, 8)]
+    given = {"d": 8, "targets": [1.0, 0.6], "steps": 2000}
+    settings = [settings_of({**given, "rank": rank}) for rank in (2, 6, 8)]
     found = node(
-        "given.map((s) => { const run = new Model.Run(s); run.advance(); "
-        "return [run.behind(), run.stride, Array.from(run.compressed.loss), Array.from(run.original.loss)]; })",
+        "given.map((s) => { const run = new Model.Run(s); run.advance(); return [run.behind(), "
+        "run.stride, Array.from(run.compressed.loss), Array.from(run.original.loss)]; })",
         settings,
     )
-    for behind, stride, compressed, original in found[:2]:
+    for behind, _, compressed, original in found[:2]:
         assert behind is None
         assert np.all(np.array(compressed) <= np.array(original) * (1 + 1e-9) + 1e-12)
     behind, stride, compressed, original = found[2]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # figures is not installed: it runs from a clone
 
 from figures import registry  # noqa: E402
-from figures.__main__ import main  # noqa: E402
+from figures.__main__ import _announced, main  # noqa: E402
 
 # Where a figure's small size is changed to be fast enough for a test.
 TINY = {
@@ -128,6 +128,37 @@ def test_list_names_every_figure_and_its_sizes(capsys):
         assert figure.settings["small"].keys() == figure.settings["paper"].keys()
     assert main(["list"]) == 0
     assert capsys.readouterr().out == out
+
+
+def test_sizes_are_explained_where_they_are_named(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["make", "--help"])
+    helped = " ".join(capsys.readouterr().out.split())
+    for text in (" ".join(listed.split()), helped):
+        assert "'small' (default): matrices of 40×40 or so" in text
+        assert "'paper': the paper's settings" in text
+
+
+def test_progress_says_which_figure_is_made_and_how_long_the_rest_takes(capsys):
+    """Half as fast as estimated: what is left takes twice its estimate."""
+    now, estimates = [0.0], {"one": 30.0, "two": 60.0, "three": 20.0}
+    for name in _announced(list(estimates), "computing", estimates=estimates, clock=lambda: now[0]):
+        now[0] += 2 * estimates[name]
+    assert capsys.readouterr().err.splitlines() == [
+        "figure 1 of 3: computing one, about 2 min left",
+        "figure 2 of 3: computing two, about 3 min left",
+        "figure 3 of 3: computing three, about 40 s left",
+    ]
+    list(_announced(["one"], "drawing", estimates={}))
+    assert capsys.readouterr().err == "figure 1 of 1: drawing one\n"
+
+
+def test_every_figure_has_an_estimate():
+    for name in registry.names():
+        assert set(registry.describe(name).seconds) == set(registry.SIZES), name
+        assert "seconds" not in registry.describe(name).settings["small"]
 
 
 def test_list_does_not_wait_for_jax():

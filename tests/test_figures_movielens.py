@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from print_rules import assert_fit_for_print
 
 from figures import movielens, registry
 from figures.__main__ import main
@@ -54,6 +55,7 @@ def test_the_picture_and_the_arrays_say_that_the_data_is_synthetic(made):
     assert "<!-- synthetic stand-in: 40 users" in (out / "movielens.svg").read_text("utf-8")
     figure = movielens.plot({**arrays, "data": np.array("ml-100k: real")}, SETTINGS)
     assert figure.axes[0].get_title(loc="left") == "ml-100k: real"
+    assert_fit_for_print(figure)
 
 
 def test_the_stand_in_looks_like_ratings(tmp_path):

@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from figures import style
 from theory_checks import coverage, machine, page, report
-from theory_checks.curves import drawing
+from theory_checks.curves import RAMPS, drawing, ramp
 from theory_checks.registry import Curve, Evidence
 from theory_checks.runner import ControlResult, Result
 from theory_checks.strips import Axis
 from theory_checks.typeset import claimed
-from theory_checks.writing import mathematics, number
+from theory_checks.writing import drawn_mathematics, mathematics, number
 
 ABOUT = {
     "device": "gpu: NVIDIA <H100>",
@@ -283,6 +284,41 @@ def test_progress_in_a_terminal_names_the_check_and_what_failed(results, capsys,
     assert "passes" in captured.err
 
 
+def test_progress_in_a_terminal_says_how_long_the_rest_takes(results, capsys, monkeypatch):
+    """At 40 s a check, longer than rich remembers by default: two of five done leave two minutes."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    now = [0.0]
+
+    class Clocked(report.Progress):
+        def __init__(self, *columns, **options):
+            super().__init__(*columns, get_time=lambda: now[0], **options)
+
+        def update(self, *task, **changes):
+            super().update(*task, refresh=True, **changes)
+
+    monkeypatch.setattr(report, "Progress", Clocked)
+
+    def finish():
+        for result in results:
+            now[0] += 40
+            yield result
+
+    list(report.track(finish(), results))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert re.search(r"check 3 of 5: a-rather-long-\S+ .* left, about 0:02:00", shown), shown
+
+
+def test_a_terminal_hears_that_the_report_is_drawn(tmp_path, results, capsys, monkeypatch):
+    _write(tmp_path, results)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    _write(tmp_path, results)
+    assert "drawing the report" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -327,11 +363,33 @@ def test_a_one_sided_claim_below_zero_is_drawn_on_the_side_that_holds():
         ("σ*_1 of a target", "<i>σ</i>*<sub>1</sub> of a target"),
         ("ε^{L−2} <large>", "<i>ε</i><sup><i>L</i>−2</sup> &lt;large&gt;"),
         ("‖W X‖_F² = r²/d", "‖<i>W</i> <i>X</i>‖<sub><i>F</i></sub>² = <i>r</i>²/<i>d</i>"),
+        ("L σ_1^{2−2/L} ε^−(L−2)",
+         "<i>L</i> <i>σ</i><sub>1</sub><sup>2−2/<i>L</i></sup> <i>ε</i><sup>−(<i>L</i>−2)</sup>"),
+        ("W_{l+1}ᵀW_{l+1}", "<i>W</i><sub><i>l</i>+1</sub>ᵀ<i>W</i><sub><i>l</i>+1</sub>"),
         ("my_checks.py, errors_by_seed, it's a-b", "my_checks.py, errors_by_seed, it&#39;s a-b"),
     ],
 )
 def test_formulas_in_plain_text_are_set_and_names_of_files_are_not(text, shown):
     assert str(mathematics(text)) == shown
+
+
+def test_formulas_in_a_drawing_are_set_by_pieces_that_come_back_to_the_line():
+    shown = str(drawn_mathematics("‖W‖_F / σ*_1^{2/L} of <t_i"))
+    shifts = [int(shift) for shift in re.findall(r'dy="(-?\d+)"', shown)]
+    assert np.cumsum(shifts).tolist() == [3, 0, 3, -4, 0, 3]
+    assert re.sub(r"<[^>]*>", "", shown) == "‖W‖F / σ*12/L of &lt;ti"
+    assert not set("_^{}") & set(shown)
+
+
+@pytest.mark.parametrize(("number", "card", "name"), [(0, "#ffffff", "light"), (1, "#1c222b", "dark")])
+def test_lines_stand_out_from_the_page_and_differ_in_grey(number, card, name, written):
+    colours = RAMPS[number]
+    assert f"--card: {card}" in written[0]
+    for count in range(1, 11):
+        drawn = ramp(colours, count)
+        assert min(style.contrast(colour, card) for colour in drawn) >= 3
+        assert np.all(np.diff([style.luminance(colour) for colour in drawn]) > 0)
+    assert f"--{name}: #" in written[0]
 
 
 def test_checks_that_do_not_pass_come_first_and_are_named_below_the_heading(written, results):

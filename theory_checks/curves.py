@@ -13,8 +13,8 @@ RAMPS = (
     np.array([[0x51, 0x60, 0xBD], [0x2D, 0x7B, 0xB2], [0x25, 0x92, 0x84], [0x6F, 0x9F, 0x28]]),
     np.array([[0x59, 0x67, 0xC0], [0x30, 0x83, 0xBF], [0x27, 0x9D, 0x8D], [0x7A, 0xAE, 0x2B]]),
 )
-"""Colours of measured lines, first to last, on a light and on a dark page. Lightness rises, so that they differ
-in grey too; every one has a contrast of 3:1 to its page (WCAG 2.2, 1.4.11)."""
+"""Colours of measured lines, first to last, on a light and on a dark page. Lightness rises, so that they
+differ in grey too; every one has a contrast of 3:1 to its page (WCAG 2.2, 1.4.11)."""
 MAX_LINES, MAX_POINTS, FEW_POINTS = 10, 400, 16
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 250, 52, 372, 22, 208
 THIN = 0.25
@@ -31,7 +31,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its path, its colours on a light and on a dark page, and where its points are if they are few."""
+    """One line: its path, its colours on a light and a dark page, and where its points are if they are few."""
 
     path: str
     colours: tuple[str, ...]

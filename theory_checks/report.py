@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 STYLES = {"pass": "green", "fail": "bold red", "vacuous": "bold yellow", "error": "bold magenta",
           "not-applicable": "cyan"}
+WHOLE_RUN = 1e6
+"""Seconds of the past that the time left is estimated from: all. One check can outlast rich's half minute."""
 
 
 def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["Result"]:
@@ -36,7 +38,13 @@ def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["R
             print(f"{line}  {seconds(result.seconds)}", file=sys.stderr, flush=True)
             yield result
         return
-    running = [f"check {number} of {len(checks)}: {check.name}" for number, check in enumerate(checks, 1)]
+    finished: set[str] = set()
+
+    def running() -> str:
+        """The first check that is not done: of two processes it is one of the two that run."""
+        left = [check.name for check in checks if check.name not in finished] or [checks[-1].name]
+        return f"check {min(len(finished) + 1, len(checks))} of {len(checks)}: {left[0]}"
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
@@ -44,11 +52,13 @@ def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["R
         TextColumn("left, about", style="dim"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(running[0], total=len(checks))
-        for done, result in enumerate(results, 1):
+    period = {"speed_estimate_period": WHOLE_RUN}
+    with Progress(*columns, console=console, transient=True, **period) as progress:
+        task = progress.add_task(running(), total=len(checks))
+        for result in results:
+            finished.add(result.name)
             progress.console.print(_finished(result))
-            progress.update(task, completed=done, description=[*running, running[-1]][done])
+            progress.update(task, completed=len(finished), description=running())
             yield result
 
 

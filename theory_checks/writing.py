@@ -55,9 +55,9 @@ def mathematics(text: str) -> Markup:
     '<i>σ</i>*<sub>1</sub> at depth <i>L</i>'
     """
     shapes = {"": Markup("{}"), "_": Markup("<sub>{}</sub>"), "^": Markup("<sup>{}</sup>")}
-    italic = Markup("<i>{}</i>")
+    looks = {True: Markup("<i>{}</i>"), False: Markup("{}")}
     return Markup("").join(
-        shapes[level].format(Markup("").join([italic.format(run) if is_letter else run for is_letter, run in runs]))
+        shapes[level].format(Markup("").join([looks[is_letter].format(run) for is_letter, run in runs]))
         for level, runs in _set(text)
     )
 
