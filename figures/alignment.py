@@ -119,8 +119,9 @@ def _draw_angles(axes: Axes, arrays: Arrays, part: str) -> None:
             **style.PREDICTED,
             label="after the first gradient, predicted" if side == "left" else None,
         )
-    least = min(np.min(arrays[key]) for side in looks for key in (f"{side}_start", f"compressed_{side}"))
-    least = min(least, *(np.min(arrays[side][1:]) for side in looks))
+    least = min(
+        min(arrays[f"{side}_start"], *arrays[side][1:], *arrays[f"compressed_{side}"][1:]) for side in looks
+    )
     axes.set(
         xlim=(0, iteration[-1]),
         ylim=(max(0.0, min(0.5, least - 0.03)), 1.03),

@@ -1,8 +1,8 @@
 """Recovery error of the compressed, the original and two-factor networks, per iteration and second.
 
-Source: the paper's trajectory figure for deep matrix factorization; docs/theory.md 1.5 (dominance:
-the compressed network's error is at most the original's at every iteration) and 2.1 and 2.2 (the
-prediction).
+Source: the paper's trajectory figure for deep matrix factorization; docs/theory.md 1.5 (dominance: for
+`r̂ ≤ max(r, d − r)` the compressed network's error is at most the original's at every iteration) and 2.1 and
+2.2 (the prediction).
 
 All networks start at one scale `ε` and take the same learning rate, on the loss `½‖W − Φ‖_F²`. The
 paper's code states `η = 1` for the mean over the `d²` entries, that is `η = 1/d²` here, with which

@@ -72,3 +72,32 @@ def test_the_readme_is_two_screens_and_its_links_lead_somewhere():
     assert text.count("\n") <= 120
     for target in re.findall(r"\]\(([^)#]+)", text):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_what_an_index_shows_has_no_picture_and_no_link_that_leads_nowhere_there():
+    text = (ROOT / "docs" / "site" / "description.md").read_text("utf-8")
+    assert "![" not in text
+    assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]+)", text))
+    assert "theory-checks run" in text
+    assert "each at a time that a formula gives." in text
+
+
+def test_every_figure_has_a_picture_of_at_most_150_kilobytes_in_the_gallery():
+    from figures.registry import names
+
+    page = (ROOT / "docs" / "gallery.md").read_text("utf-8")
+    assert [name for name in names() if f"](images/gallery/{name}.png)" not in page] == []
+    pictures = [path for path in (ROOT / "docs" / "images").rglob("*") if path.is_file()]
+    assert [path.name for path in pictures if path.stat().st_size > 150_000] == []
+
+
+def test_cells_of_the_tables_are_set_and_linked(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    import tables
+
+    row = "<td><code>merge</code></td><td>W_l &lt; 2 in <code>a_b</code></td><td>1.1, 3.2</td>"
+    name, claim, cited = re.findall(r"<td.*?</td>", tables.with_links(row, "checks.md"))
+    assert name == '<td id="merge"><code>merge</code></td>'
+    assert claim == "<td><i>W</i><sub><i>l</i></sub> &lt; 2 in <code>a_b</code></td>"
+    assert cited.count('<a href="theory.html#s') == 2
+    assert '<a href="checks.html#merge">' in tables.with_links(row, "coverage.md")

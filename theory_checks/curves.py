@@ -31,7 +31,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its path, its colours on a light and a dark page, and where its points are if they are few."""
+    """One line: its path, its colours on a light and a dark page, and its points' places if they are few."""
 
     path: str
     colours: tuple[str, ...]

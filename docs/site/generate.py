@@ -5,6 +5,7 @@ They stand in the repository, where they are read without a site. A test fails w
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -63,8 +64,11 @@ what is not exported at the top is used from its module.
 """
 GALLERY = """# Gallery
 
-Every figure, with its settings at both sizes; pictures are of size small, made in seconds on two cores.
-`python -m figures make --all` makes them again, with a page like this one, `figures/out/index.html`.
+Every figure, with its settings at both sizes: *small*, matrices of 40 × 40 or so, made in seconds on two
+cores, and *paper*, the paper's settings, in minutes. The first picture is of size small; where size paper was
+made, too, its picture follows. `python -m figures make --all` makes them again, with a page like this one,
+`figures/out/index.html`. Seconds in pictures are of the machine that made them, which other work kept busy;
+iterations are exact.
 """
 TOP = """# The top level
 
@@ -92,6 +96,7 @@ def pages() -> dict[Path, str]:
     found[DOCS / "reference" / "index.md"] = index
     found[DOCS / "reference" / "lowdim_jax.md"] = TOP + "\n".join(top_rows()) + "\n"
     found[DOCS / "gallery.md"] = gallery()
+    found[HERE / "description.md"] = description()
     for name, rows in (("checks", check_rows()), ("figures", figure_rows())):
         path = DOCS / f"{name}.md"
         found[path] = with_rows(path.read_text("utf-8"), rows)
@@ -154,11 +159,24 @@ def gallery() -> str:
         figure = registry.describe(name)
         settings = [f"- *{size}*: {settings_line(dict(given))}" for size, given in figure.settings.items()]
         sections += [f"## {name}", figure.summary, "\n".join(settings)]
-        stems = [name, f"{name}-lines"]
-        pictures = [DOCS / "images" / "gallery" / f"{stem}.png" for stem in stems]
-        pictures.append(DOCS / "images" / "gallery" / f"{name}.gif")
-        sections += [f"![{figure.summary}](images/gallery/{path.name})" for path in pictures if path.exists()]
+        for folder, size in (("gallery", "small"), ("paper", "paper")):
+            files = [f"{name}.png", f"{name}-lines.png", f"{name}.gif"]
+            found = [file for file in files if (DOCS / "images" / folder / file).exists()]
+            if size == "paper" and found:
+                sections.append("At size paper:")
+            sections += [f"![{figure.summary} Size {size}.](images/{folder}/{file})" for file in found]
     return "\n\n".join(sections) + "\n"
+
+
+def description() -> str:
+    """The README as a package index shows it: no pictures, and no links to files, which are not there.
+
+    An index renders pictures only from an address on the web, and there is none yet that would keep them.
+    """
+    text = (ROOT / "README.md").read_text("utf-8")
+    text = re.sub(r":?\n\n!\[[^\]]*\]\([^)]*\)\n", ".\n", text)
+    text = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text)
+    return text.replace("<!-- tests -->\n", "")
 
 
 def cell(text: str) -> str:

@@ -15,6 +15,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import mathematics  # noqa: E402
+import tables  # noqa: E402
 import tutorials  # noqa: E402
 
 _STATEMENT = re.compile(r"^### ((\d+)\.(\d+) .*)$", re.MULTILINE)
@@ -58,6 +59,8 @@ def on_page_markdown(markdown, page, config, files):
 def on_page_content(html, page, config, files):
     """Set mathematics, and link statements where they are cited."""
     html = mathematics.set_all(html)
+    if page.file.src_path in tables.PAGES:
+        html = tables.with_links(html, page.file.src_path)
     up = "../" * page.file.src_path.count("/")
 
     def number(found):
