@@ -361,6 +361,34 @@ def test_products_in_fewer_bits_are_a_control_where_the_device_has_them(device_e
     assert ("as one more control" in said) == (outcome == "vacuous")
 
 
+@pytest.mark.parametrize(
+    ("measured", "outcome"),
+    [
+        (lambda x: np.exp(-x), "vacuous"),
+        (lambda x: np.exp(-x) * (1 + 1e-15 * np.arange(9)), "pass"),
+        (lambda x: np.where(x > 0.5, np.exp(-x), np.nan), "pass"),
+    ],
+)
+def test_a_curve_that_draws_the_measurement_for_its_prediction_is_no_evidence(measured, outcome):
+    x = np.linspace(0, 1, 9)
+    curve = registry.Curve("decay", x, np.exp(-x), measured(x))
+
+    def compare(setting, broken=False):
+        return Evidence(2.0 if broken else 0.5, 1.0, "by definition", "error", 0, 0, curves=(curve,))
+
+    result = runner.run_check(Check("mine", "", "1.1", compare, {"x": {"broken": True}}), Setting(seeds=1))
+    assert result.outcome == outcome
+    assert ("what curve 'decay' predicts is the measurement" in result.detail) == (outcome == "vacuous")
+
+
+def test_counts_and_constants_and_what_is_not_called_a_prediction_may_agree_to_the_bit():
+    x = np.arange(4.0)
+    same = {"counts": (x, ("predicted", "measured")), "constant": (0 * x + 0.1, ("predicted", "measured")),
+            "two networks": (np.exp(x), ("compressed", "original"))}
+    for title, (values, labels) in same.items():
+        assert not runner.draws_a_copy(registry.Curve(title, x, values, values, labels=labels))
+
+
 def test_this_machines_products_are_measured():
     assert runner.default_product_error("float32", 40) > 1e-9
     assert {check.name for check in selection.all_checks() if check.precise} == {"matmul-precision"}

@@ -214,7 +214,24 @@ def _judge(evidence: Evidence, controls: Sequence[ControlResult]) -> tuple[str, 
     missed = [control.broken for control in controls if not control.refuted]
     if missed:
         return "vacuous", f"still passes with {' and with '.join(missed)}"
+    copies = [repr(curve.title) for curve in evidence.curves if draws_a_copy(curve)]
+    if copies:
+        return "vacuous", f"what curve {' and '.join(copies)} predicts is the measurement, bit for bit"
     return "pass", ""
+
+
+def draws_a_copy(curve: Curve) -> bool:
+    """Whether a curve's prediction is its measurement, bit for bit, which two computations do not give.
+
+    Counts, and what is constant, can be predicted exactly.
+    """
+    predicted, measured = np.asarray(curve.predicted), np.asarray(curve.measured)
+    whole = np.all(np.isfinite(predicted)) and np.array_equal(predicted, np.round(predicted))
+    if curve.labels != Curve.labels or whole or np.ptp(predicted) == 0:
+        return False
+    if predicted.size < measured.size:  # one prediction for all lines
+        predicted = np.broadcast_to(predicted.reshape(len(predicted), -1), measured.shape)
+    return predicted.shape == measured.shape and np.array_equal(predicted, measured, equal_nan=True)
 
 
 def _explain(error: BaseException, check: Check, setting: Setting) -> str:
