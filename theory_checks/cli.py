@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -328,6 +329,8 @@ def _configure_jax(device: str | None, dtype: str) -> None:
     compile_quickly()
     if device is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    with suppress(RuntimeError):  # there is a device already
+        jax.config.update("jax_num_cpu_devices", 2)  # so that what is spread over devices is, on a CPU too
     jax.config.update("jax_enable_x64", dtype == "float64")
     cache_programs()
     try:

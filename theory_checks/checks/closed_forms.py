@@ -1,5 +1,6 @@
 """Every closed form of the library against mpmath at 30 digits, and scalar descent against loops."""
 
+import math
 from functools import cache
 from itertools import product
 
@@ -20,6 +21,9 @@ ALPHAS = (0.4, 1.0, 3.0)
 TARGETS = (3.0, 0.9, 0.02, 0.0)
 """Rising at every depth, rising or falling, falling, and zero."""
 
+SOLDNER = 1.451369234883381
+"""The zero of the logarithmic integral, to which `κ_L` tends (3.7)."""
+
 TWO_CYCLES = {
     2: (5**0.5 - 1, 1.5 * 3**0.5 - 1),
     3: (1.2446073928393174, 1.83049813806697053),
@@ -29,6 +33,7 @@ TWO_CYCLES = {
 
 mode_time, fit_time = cache(modes.mode_time), cache(modes.fit_time)
 mode_values, two_cycle = cache(modes.mode_values), cache(modes.two_cycle)
+escape_ratio = cache(originals.escape_ratio)
 
 
 def _levels(depth: int) -> list[float]:
@@ -245,6 +250,14 @@ def _of_originals(setting: Setting, extra: int) -> dict:
         theory.bulk_descent(cast(0.8), depth=3, learning_rate=cast(0.1), steps=6),
     )
     pairs["delay at L = 2"] = originals.two_layer_delay(1.3), theory.escape_delay(cast(1.3))
+    pairs["delay at an overlap"] = (
+        originals.two_layer_delay(1.3, 0.4), theory.escape_delay(cast(1.3), overlap=cast(0.4))
+    )  # fmt: skip
+    for depth, overlap in ((3, -0.3), (4, 0.4), (5, 0.2)):
+        pairs[f"escape ratio at an overlap, L = {depth}"] = (
+            escape_ratio(depth + extra, overlap), theory.escape_ratio(depth, overlap=overlap)
+        )  # fmt: skip
+    pairs["escape ratio of an infinite depth"] = SOLDNER, theory.escape_ratio(math.inf)
     for depth, digits in ((3, 6), (4, 6), (5, 4)):
         pairs[f"escape ratio, L = {depth}"] = (
             originals.ESCAPE_RATIOS.get(depth + extra, 0.0), round(theory.escape_ratio(depth), digits)

@@ -14,7 +14,7 @@ from theory_checks.setting import Setting
 CASES = ((2, 0.1), (3, 0.2), (4, 0.4))
 """Depths and scales."""
 WIDTH, SIGMA = 5, 2.0
-TIMES = np.array([0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0])
+TIMES = np.array([0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 80.0])
 
 
 @check(

@@ -38,8 +38,9 @@ def _data() -> dict[str, np.ndarray]:
 
 
 @cache
-def _weights(*widths: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(len(widths))
+def start_of(*widths: int, seed: int | None = None) -> list[np.ndarray]:
+    """Gaussian weights of a network of these widths, the same every time."""
+    rng = np.random.default_rng(len(widths) if seed is None else seed)
     return [rng.standard_normal((b, a)) / max(a, b) ** 0.5 for a, b in pairwise(widths)]
 
 
@@ -47,7 +48,9 @@ def _cast(setting: Setting, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, setting.dtype), tree)
 
 
-def _problems(setting: Setting, *, transposed: bool = False) -> dict[str, tuple[Any, networks.MatrixLoss]]:
+def matrix_problems(
+    setting: Setting, *, transposed: bool = False
+) -> dict[str, tuple[Any, networks.MatrixLoss]]:
     """Every problem of the library, and the same of the reference."""
     data = dict(_data())
     if transposed:
@@ -133,13 +136,13 @@ def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
     pairs = {}
     for transposed in (False, True):
         d_out, d_in = SHAPE[::-1] if transposed else SHAPE
-        problems = _problems(setting, transposed=transposed)
+        problems = matrix_problems(setting, transposed=transposed)
         chains = []
         for name in problems:
             several = [(d_in, 3, d_out), (d_in, 2, 6, d_out)]
             if not name.startswith("observed"):
                 several[0] = (d_in, d_out)
-            chains.append([_weights(*widths) for widths in (several[:1] if transposed else several)])
+            chains.append([start_of(*widths) for widths in (several[:1] if transposed else several)])
         cast = [[tuple(_cast(setting, weights)) for weights in nets] for nets in chains]
         found = _losses([problem for problem, _ in problems.values()], cast)
         for (name, (problem, exact)), nets, results in zip(problems.items(), chains, found, strict=True):
@@ -250,7 +253,7 @@ def _train(problems, starts, rules):
 )
 def library_descent(setting: Setting, /, *, without="") -> Evidence:
     found = _trained(setting)
-    problems = _problems(setting)
+    problems = matrix_problems(setting)
     pairs: dict[str, Any] = {}
     records = [*range(0, STEPS, EVERY), STEPS]
     for (name, (problem, widths, numbers)), run in zip((CASES | OPTAX).items(), found, strict=True):
@@ -259,7 +262,7 @@ def library_descent(setting: Setting, /, *, without="") -> Evidence:
             kept["decay"] = kept.pop("weight_decay")
         exact = problems[problem][1]
         train = networks.adam if name == "Adam" else networks.descent
-        history = train(exact, _weights(*widths), rate=RATE, steps=STEPS, **kept)
+        history = train(exact, start_of(*widths), rate=RATE, steps=STEPS, **kept)
         losses = [networks.loss_and_gradients(exact, history[step])[0] for step in records]
         pairs[f"steps, {name}"] = records, run.steps
         pairs[f"losses, {name}"] = losses, run.losses
@@ -282,21 +285,21 @@ def library_descent(setting: Setting, /, *, without="") -> Evidence:
 
 @cache
 def _trained(setting: Setting) -> list:
-    problems = _problems(setting)
+    problems = matrix_problems(setting)
     cases = (CASES | OPTAX).values()
     rules = {name: ld.GradientDescent(RATE, **numbers) for name, (_, _, numbers) in CASES.items()}
-    starts = [tuple(_cast(setting, _weights(*widths))) for _, widths, _ in cases]
+    starts = [tuple(_cast(setting, start_of(*widths))) for _, widths, _ in cases]
     return _train([problems[name][0] for name, _, _ in cases], starts, rules)
 
 
 def _ends(setting: Setting) -> dict[str, Any]:
     """A run that ends early, and one that is stopped by its callback and resumed."""
-    problem, exact = _problems(setting)["dense target"]
-    weights = tuple(_cast(setting, _weights(5, 3, 4)))
-    history = networks.descent(exact, _weights(5, 3, 4), rate=RATE, steps=STEPS)
+    problem, exact = matrix_problems(setting)["dense target"]
+    weights = tuple(_cast(setting, start_of(5, 3, 4)))
+    history = networks.descent(exact, start_of(5, 3, 4), rate=RATE, steps=STEPS, momentum=0.4)
     losses = np.array([networks.loss_and_gradients(exact, network)[0] for network in history])
     settings: dict[str, Any] = {"steps": STEPS, "record_every": EVERY}
-    rule = ld.GradientDescent(RATE)
+    rule = ld.GradientDescent(RATE, momentum=0.4)
     goal = float(losses[12] + losses[13]) / 2
     early = ld.gradient_descent(problem, weights, rule, tolerance=goal, **settings)
     called = []
@@ -317,13 +320,53 @@ def _ends(setting: Setting) -> dict[str, Any]:
         "weights of a resumed run": (history[-1][0], whole.weights[0]),
         "steps of a resumed run": ([10, 15, 20, 23], whole.steps),
         "losses of a resumed run": (losses[[10, 15, 20, 23]], whole.losses),
+    } | _beyond(setting)
+
+
+def _beyond(setting: Setting) -> dict[str, Any]:
+    """A run whose weights leave the range of numbers, alone and beside one that does not; a batch a step."""
+    problem, exact = matrix_problems(setting)["dense target"]
+    start = start_of(5, 3, 4)
+    weights = tuple(_cast(setting, start))
+    with np.errstate(all="ignore"):
+        history = networks.descent(exact, start, rate=2.0, steps=60)
+        losses = np.array([networks.loss_and_gradients(exact, network)[0] for network in history])
+    end = int(np.argmin(losses < np.finfo(setting.dtype).max))  # the first that is no number there
+    run = ld.gradient_descent(problem, weights, ld.GradientDescent(2.0), steps=60, record_every=50)
+    both = _two_runs(problem, weights, jnp.asarray([2.0, RATE], setting.dtype))
+    last = networks.descent(exact, start, rate=RATE, steps=60)[-1]
+    batches = [networks.factorization((1 + 0.1 * step) * _data()["target"]) for step in range(STEPS + 1)]
+    stepped = networks.descent(networks.alternating(batches), start, rate=RATE, steps=STEPS)
+    target = _cast(setting, _data()["target"])
+
+    def loss(weights, step):
+        return jnp.sum((ld.end_to_end(weights) - (1 + step.astype(target.dtype) / 10) * target) ** 2) / 2
+
+    drawn = ld.gradient_descent(loss, weights, ld.GradientDescent(RATE), steps=STEPS, record_every=9,
+                                per_step=True)  # fmt: skip
+    recorded = [0, 9, 18, 23]
+    kept = [networks.loss_and_gradients(batches[k], stepped[k])[0] for k in recorded]
+    return {
+        "end of a run that diverges": ([Status.DIVERGED, end], [run.status, run.num_steps]),
+        "status beside it": ([Status.DIVERGED, Status.COMPLETED], both.status),
+        "loss beside it": (networks.loss_and_gradients(exact, last)[0], both.losses[1, -1]),
+        "weights of a batch a step": (stepped[-1][0], drawn.weights[0]),
+        "losses of a batch a step": (kept, drawn.losses),
     }
+
+
+@jax.jit
+def _two_runs(problem, weights, rates):
+    def train(rate):
+        return ld.gradient_descent(problem, weights, ld.GradientDescent(rate), steps=60, record_every=20)
+
+    return jax.vmap(train)(rates)
 
 
 def _sweeps(setting: Setting) -> dict[str, Any]:
     """Runs of three rates, one after the other and two at a time."""
-    problem, exact = _problems(setting)["dense target"]
-    start = _weights(5, 3, 4)
+    problem, exact = matrix_problems(setting)["dense target"]
+    start = start_of(5, 3, 4)
     rates = (0.03, 0.08, 0.05)
     histories = [networks.descent(exact, start, rate=rate, steps=STEPS) for rate in rates]
     losses = np.array([[networks.loss_and_gradients(exact, net)[0] for net in run] for run in histories])
@@ -340,7 +383,32 @@ def _sweeps(setting: Setting) -> dict[str, Any]:
         pairs[f"losses of a sweep, {lanes} at a time"] = losses[range(len(ends)), ends], swept.losses
         last = np.array([history[end][0] for history, end in zip(histories, ends, strict=True)])
         pairs[f"weights of a sweep, {lanes} at a time"] = last, swept.weights[0]
-    return pairs
+    return pairs | _sweeps_of_data(setting, stacked)
+
+
+def _sweeps_of_data(setting: Setting, stacked) -> dict[str, Any]:
+    """Runs of one problem, one α, one momentum and one weight decay each."""
+    sizes, numbers = (1.0, 0.5, 2.0), {"alpha": (1.0, 2.0, 0.5), "momentum": (0.0, 0.5, 0.3)}
+    decays = (0.0, 0.1, 0.2)
+    targets = np.array([size * _data()["target"] for size in sizes])
+    rule = ld.GradientDescent(
+        jnp.asarray(RATE, setting.dtype), weight_decay=_cast(setting, np.array(decays)),
+        **{name: _cast(setting, np.array(values)) for name, values in numbers.items()},
+    )  # fmt: skip
+    problems = jax.vmap(ld.problems.Factorization)(_cast(setting, targets))
+    swept = ld.sweep(
+        ld.problems.Factorization.loss, stacked, rule, steps=7, data=problems, lanes=2, check_every=3
+    )
+    ends = [
+        networks.descent(networks.factorization(target), start_of(5, 3, 4), rate=RATE, steps=7, alpha=alpha,
+                         momentum=momentum, decay=decay)[-1]
+        for target, alpha, momentum, decay in zip(targets, *numbers.values(), decays, strict=True)
+    ]  # fmt: skip
+    return {
+        "steps of a sweep over data": ([7] * 3, swept.steps),
+        "first layers of a sweep over data": (np.array([end[0] for end in ends]), swept.weights[0]),
+        "last layers of a sweep over data": (np.array([end[1] for end in ends]), swept.weights[1]),
+    }
 
 
 @check(
@@ -360,7 +428,7 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
         "implicit": ("dense target", (5, 3, 3, 4)),
         "auto": ("observed entries", (5, 3, 4)),
     }
-    problems = _problems(setting)
+    problems = matrix_problems(setting)
     runs = [(solver, alpha) for solver in cases]
     runs += [("explicit", 0.0), ("implicit", 0.0)]  # the outer layers rest
     for solver, rate in runs:
@@ -377,6 +445,11 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
             pairs[f"layer {layer + 1}, {drawn}"] = np.array([net[layer] for net in history]), measured
         pairs[f"last weights, {drawn}"] = history[-1][0], run.weights[0]
         pairs[f"status, {drawn}"] = Status.COMPLETED, run.status
+    short, wrong = _failures(setting)
+    pairs["a budget of ten steps"] = (
+        [Status.OUT_OF_STEPS, 10, True, True], [short.status, short.num_steps, *_recorded(short)]
+    )  # fmt: skip
+    pairs["a start that is no number"] = Status.DIVERGED, wrong.status
     return evidence_of(
         pairs,
         tolerance=50 * setting.solver_tolerance(1e-9),
@@ -386,10 +459,27 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
 
 
 @cache
+def _failures(setting: Setting):
+    """A run that takes more steps than it may, and one from NaN."""
+    problem, _ = matrix_problems(setting)["dense target"]
+    weights = tuple(_cast(setting, start_of(5, 3, 3, 4)))
+    times = jnp.asarray([0.01, 1.5, 500.0], setting.dtype)
+    options: dict[str, Any] = {"solver": "explicit", "rtol": setting.solver_tolerance(1e-9), "observe": keep}
+    short = gradient_flow(problem, weights, times, max_steps=10, **options)
+    none = tuple(jnp.nan * layer for layer in weights)
+    return short, gradient_flow(problem, none, times, max_steps=10, **options)
+
+
+def _recorded(run) -> list[bool]:
+    """Whether a run has recorded something, and not all of three times."""
+    return [len(run.times) > 0, len(run.times) < 3]
+
+
+@cache
 def _flow(setting: Setting, solver: Any, name: str, widths: tuple[int, ...], alpha: float):
-    weights = tuple(_cast(setting, _weights(*widths)))
+    weights = tuple(_cast(setting, start_of(*widths)))
     return gradient_flow(
-        _problems(setting)[name][0], weights, jnp.asarray([0.4, 1.5, 5.0], setting.dtype), alpha=alpha,
+        matrix_problems(setting)[name][0], weights, jnp.asarray([0.4, 1.5, 5.0], setting.dtype), alpha=alpha,
         solver=solver, rtol=setting.solver_tolerance(1e-9), observe=keep,
     )  # fmt: skip
 
@@ -400,4 +490,4 @@ def _exact_flow(name: str, widths: tuple[int, ...], alpha: float, times: tuple[f
     problem = networks.factorization(data["target"])
     if name == "observed entries":
         problem = networks.completion(data["target"], data["mask"])
-    return networks.flow(problem, _weights(*widths), times, alpha=alpha)
+    return networks.flow(problem, start_of(*widths), times, alpha=alpha)

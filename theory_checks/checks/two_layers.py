@@ -19,7 +19,7 @@ CASES = {
     "λ < 0": (4, 3, 4, 0.8, 0.2),
 }
 """Widths `d_in`, `h`, `d_out`, and the scales of both layers."""
-TIMES = np.array([0.0, 0.2, 0.5, 1.0, 2.0, 5.0])
+TIMES = np.array([0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 25.0])
 SIGMA = np.array([3.0, 1.5, 1.0])
 
 

@@ -259,3 +259,21 @@ def spectral_start(surrogate: np.ndarray, *, rank: int, depth: int, scale: float
     left, _, right = np.linalg.svd(np.asarray(surrogate, float))
     middle = [scale * np.eye(rank)] * (depth - 2)
     return [scale * right[:rank], *middle, scale * left[:, :rank]]
+
+
+def best_of_rank(
+    values: ArrayLike, mask: ArrayLike, start: np.ndarray, *, sweeps: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
+    """Factors `A (d_out, r)`, `B (r, d_in)` of least misfit on the observed entries.
+
+    By alternating least squares, row by row and column by column, from `B = start`.
+    """
+    values, mask = np.asarray(values, float), np.asarray(mask, bool)
+    columns = np.array(start, float)
+    rows = np.zeros((len(values), len(columns)))
+    for _ in range(sweeps):
+        for i, seen in enumerate(mask):
+            rows[i] = np.linalg.lstsq(columns[:, seen].T, values[i, seen])[0]
+        for j, seen in enumerate(mask.T):
+            columns[:, j] = np.linalg.lstsq(rows[seen], values[seen, j])[0]
+    return rows, columns

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import mpmath
 import numpy as np
 
 ESCAPE_RATIOS = {3: 1.199679, 4: 1.278465, 5: 1.3200}
@@ -37,6 +38,19 @@ def bulk(
     return np.array(history)
 
 
-def two_layer_delay(sigma: float) -> float:
-    """`ln 2 / 2σ*`: how much later than the compressed network the original of two layers is (3.7)."""
-    return float(np.log(2) / (2 * sigma))
+def two_layer_delay(sigma: float, overlap: float = 0.0) -> float:
+    """`ln(2 / (1 + c)) / 2σ*`: by how much the original of two layers is later than the compressed (3.7)."""
+    return float(np.log(2 / (1 + overlap)) / (2 * sigma))
+
+
+def escape_ratio(depth: int, overlap: float) -> float:
+    """`κ_L(c) = k^{L−2}`, `k` where the principal value of `∫_0^k s^{L−1} / (1 − s²) ds` is `artanh c` (3.7)."""
+
+    def smooth(s):  # of `g(s) / (1 − s)` with `g = s^{L−1} / (1 + s)`, less its pole `g(1) / (1 − s)`
+        return (s ** (depth - 1) / (1 + s) - mpmath.mpf(1) / 2) / (1 - s)
+
+    def excess(k):
+        value = mpmath.quad(smooth, [0, mpmath.mpf(1) / 2, 0.999, 1.001, k]) - mpmath.log(k - 1) / 2
+        return value - mpmath.atanh(overlap)
+
+    return float(mpmath.findroot(excess, (mpmath.mpf("1.01"), 2), solver="anderson") ** (depth - 2))
