@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import beta, kstest
 
 import lowdim_jax as ld
 from lowdim_jax import spectra
@@ -16,6 +17,7 @@ from theory_checks.registry import Evidence, check
 from theory_checks.runs import per_seed
 from theory_checks.setting import Setting
 
+DECAY, FAR = 0.02, 2.3
 SAMPLED = "square, drawn reduced"
 CHAINS = {
     "d_out < d_in": (30, 30, 30, 20),
@@ -42,13 +44,14 @@ CHAINS = {
 def rectangular_reduction(
     setting: Setting, /, *, init="orthogonal", chains: Mapping = CHAINS
 ) -> Evidence:
-    rank, rate, decay = 3, 0.1, 0.02
+    rank, rate = 3, 0.05
+    numbers = {"alpha": 1.5, "momentum": 0.5, "nesterov": True}
     sigma = jnp.linspace(2.0, 1.0, rank, dtype=setting.dtype)
-    rule = ld.GradientDescent(rate, weight_decay=decay)
+    rule = ld.GradientDescent(rate, weight_decay=DECAY, **numbers)
     errors, predicted, measured = [], {}, {}
     for name, spaces in chains.items():
         run = _reduced_sample if name == SAMPLED else _reduced_chain
-        target, weights, lifted, bases = per_seed(
+        target, weights, lifted, bases, (losses, error) = per_seed(
             run, setting, {"sigma": sigma, "rule": rule}, spaces=spaces, init=init
         )
         widths = np.array([basis.shape[-1] for basis in bases])
@@ -58,18 +61,23 @@ def rectangular_reduction(
         for seed in range(setting.seeds):
             full = followed(
                 np.asarray(target[seed], float), [w[seed] for w in weights], steps=STEPS,
-                rule={"rate": rate, "decay": decay},
+                rule={"rate": rate, "decay": DECAY} | numbers,
             )
             ends = [np.asarray(layer[seed : seed + 1], float) for layer in lifted]
-            gaps.append(np.max(layer_gaps([layer[-1:] for layer in full], ends)))
+            goal = np.asarray(target[seed], float)
+            squares = [np.sum((reference.product([w[k] for w in full]) - goal) ** 2) for k in (0, -1)]
+            known = np.append(squares, 2 * squares[0] * squares[1] / np.sum(goal**2)) / 2
+            seen = np.append(np.asarray(losses[seed], float), float(error[seed]) ** 2 * squares[0])
+            apart = layer_gaps([layer[-1:] for layer in full], ends)
+            gaps.append(max(np.max(apart), np.max(np.abs(seen - known)) / known[0]))
         errors.append(gaps if np.array_equal(widths, expected) else np.full(setting.seeds, np.inf))
         measured[f"difference, {name}"] = gaps
     return Evidence(
         errors=np.max(errors, axis=0),
         tolerance=setting.rounding(STEPS),
         reason=f"rounding of {STEPS} steps",
-        quantity="largest relative Frobenius difference of a layer from the lifted reduction; ∞ where a core "
-        "has another width than predicted",
+        quantity="largest relative Frobenius difference of a layer from the lifted reduction, and of losses "
+        "and recovery error, relative to the start's loss; ∞ where a core has another width than predicted",
         predicted=predicted | {"difference": 0},
         measured=measured,
     )
@@ -84,7 +92,8 @@ def _reduced_sample(_, key, *, sigma, rule, spaces, init):
     inner = reduction.problem.target
     target = reduction.bases[-1] @ inner.dense() @ reduction.bases[0].T
     start = (SCALE * jnp.eye(d, dtype=sigma.dtype),) * (len(spaces) - 1)
-    return target, start, reduction.lift(small.weights), reduction.bases
+    ends = small.losses, reduction.problem.recovery_error(small.weights)
+    return target, start, reduction.lift(small.weights), reduction.bases, ends
 
 
 def _reduced_chain(_, key, *, sigma, rule, spaces, init):
@@ -94,13 +103,14 @@ def _reduced_chain(_, key, *, sigma, rule, spaces, init):
     weights = make(key, spaces, scale=SCALE, dtype=sigma.dtype)
     reduction = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(reduction, rule, steps=STEPS, record_every=STEPS, strict=False)
-    return target.dense(), weights, reduction.lift(small.weights), reduction.bases
+    ends = small.losses, reduction.problem.recovery_error(small.weights)
+    return target.dense(), weights, reduction.lift(small.weights), reduction.bases, ends
 
 
 @check(
     "haar-overlap",
-    claim="The overlap (R_LᵀU*)ᵀV* is that of two independent uniform frames: E‖·‖_F² = r²/d, drawn "
-    "directly or through the product of L Haar layers.",
+    claim="The overlap (R_LᵀU*)ᵀV* is that of two independent uniform frames in distribution: Beta laws of "
+    "entries, rows and columns, E‖·‖_F² = r²/d, drawn directly or through the product of L Haar layers.",
     source="3.4",
     controls={"drawn at half the width": {"drawn_width": 4}},
     any_target=False,
@@ -113,32 +123,48 @@ def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
     def direct(key):
         drawn: Any = ld.sample(key, drawn_width, values, depth=DEPTH, scale=SCALE)
         target = drawn.problem.target
-        return jnp.sum((target.left.T @ target.right) ** 2)
+        return target.left.T @ target.right
 
     def through_layers(key):
         key_weights, key_target = jax.random.split(key)
         weights = ld.orthogonal(key_weights, (d,) * (DEPTH + 1), scale=1.0, dtype=setting.dtype)
         product = ld.end_to_end(weights)
         target = ld.random_target(key_target, (d, d), values)
-        return jnp.sum((target.left.T @ product @ target.right) ** 2)
+        return target.left.T @ product @ target.right
 
     def draw(target, key):
         del target
         keys = jax.random.split(key, draws)
         # One draw after the other: batched QR inside a loop can deadlock on XLA's CPU threads.
-        pairs = jax.lax.map(lambda key: jnp.stack([direct(key), through_layers(key)]), keys)
-        return pairs.T
+        return jax.lax.map(lambda key: jnp.stack([direct(key), through_layers(key)]), keys)
 
-    squares = np.asarray(per_seed(draw, setting))  # seeds × constructions × draws
+    overlaps = np.asarray(per_seed(draw, setting), float).swapaxes(1, 2)  # seeds × ways × draws × r × r
+    squares = np.sum(overlaps**2, axis=(3, 4))
     means = squares.mean(axis=2)
-    standard_errors = squares.std(axis=2) / draws**0.5
+    scores = np.abs(means - rank**2 / d) / (squares.std(axis=2) / draws**0.5)
+    # (1 + c)/2 of an entry c is Beta((d−1)/2, (d−1)/2), the squared norm of a row Beta(r/2, (d−r)/2).
+    laws = {
+        "entry": ((1 + overlaps[..., 0, 1]) / 2, beta((d - 1) / 2, (d - 1) / 2)),
+        "row": (np.sum(overlaps[..., 0, :] ** 2, axis=3), beta(rank / 2, (d - rank) / 2)),
+        "column": (np.sum(overlaps[..., 1] ** 2, axis=3), beta(rank / 2, (d - rank) / 2)),
+    }
+    distances = np.array([
+        [[kstest(sample, law.cdf).statistic * draws**0.5 for sample in ways] for ways in samples]
+        for samples, law in laws.values()
+    ])  # laws × seeds × ways
+    product = overlaps[..., 0, 0] * overlaps[..., 0, 1] * overlaps[..., 1, 0] * overlaps[..., 1, 1]
+    expected = -1 / ((d - 1) * d * (d + 2))  # of two columns of independent frames (Collins and Śniady 2006)
+    crossed = np.abs(product.mean(axis=2) - expected) / (product.std(axis=2) / draws**0.5)
     return Evidence(
-        errors=np.max(np.abs(means - rank**2 / d) / standard_errors, axis=1),
+        errors=np.max([*scores.T, *crossed.T, *(distances.max(axis=0) * 5 / FAR).T], axis=0),
         tolerance=5.0,
-        reason=f"five standard errors of the mean of {draws} draws",
-        quantity="largest |mean of ‖overlap‖_F² − r²/d|, in standard errors",
-        predicted={"mean of ‖overlap‖_F²": rank**2 / d},
-        measured={"drawn directly": means[:, 0], "through the layers": means[:, 1]},
+        reason=f"five standard errors of the mean of {draws} draws; a Kolmogorov–Smirnov distance √n D of "
+        f"{FAR:g} counts as five: larger ones have a chance of 5e-5",
+        quantity="largest difference of means of ‖overlap‖_F² and of a product of four entries, in standard "
+        "errors, and of the laws of an entry, a row and a column from Beta laws",
+        predicted={"mean of ‖overlap‖_F²": rank**2 / d, "√n D": 0},
+        measured={"drawn directly": means[:, 0], "through the layers": means[:, 1]}
+        | {f"√n D, {name}": distances[k].max() for k, name in enumerate(laws)},
     )
 
 

@@ -201,6 +201,19 @@ def measurements(setting: Setting, /, *, other=False) -> Evidence:
             f"components, {name}": (np.diag(left.T @ matrix @ right), spectra.modes(weights, target)),
             f"decomposition, {name}": (matrix, spectra.network_svd(weights).dense()),
         }
+    # A network narrower than the target has fewer components: the others are zero.
+    chain = [np.random.default_rng(16).standard_normal(shape) for shape in ((1, 4), (5, 1))]
+    narrow = spectra.alignment(tuple(map(cast, chain)), target)
+    matrix = reference.product(chain)
+    u, s, vt = np.linalg.svd(matrix)
+    pairs |= {
+        "values of a narrow network": ([s[0], 0], narrow.singular_values),
+        "left alignment of a narrow network": ([abs(u[:, 0] @ left[:, 0]), 0], narrow.left),
+        "right alignment of a narrow network": ([abs(vt[0] @ right[:, 0]), 0], narrow.right),
+        "all values of a narrow network": (s[:1], spectra.singular_values(tuple(map(cast, chain)))),
+        "ranks of zeros": ([1.0, 0.0], [spectra.effective_rank(cast([0.0, 0.0])),
+                                        spectra.stable_rank(cast([0.0, 0.0]))]),
+    }  # fmt: skip
     pairs |= _times(cast)
     values = np.array([[4.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     shares = values / values.sum(axis=1, keepdims=True)

@@ -103,7 +103,7 @@ def lossless_reduction(
     for name in optimizers:
         rule, numbers = _rule(name, rate)
         found = per_seed(_lifted, setting, rule, starts=starts, steps=steps)
-        layers, losses, spectrum = jax.tree.map(lambda part: np.asarray(part, float), found)
+        layers, losses, spectrum, (left, right) = jax.tree.map(lambda part: np.asarray(part, float), found)
         worst = []
         for seed in range(setting.seeds):
             target = _dense(setting, seed)
@@ -114,7 +114,8 @@ def lossless_reduction(
             sigma = np.linalg.svd(products[-1], compute_uv=False)
             worst.append([
                 np.max(gaps), np.max(np.abs(losses[seed] - exact)) / exact[0],
-                np.max(np.abs(np.sort(spectrum[seed]) - np.sort(sigma))) / sigma[0],
+                max(np.max(np.abs(np.sort(spectrum[seed]) - np.sort(sigma))),
+                    _off_diagonal(left[seed].T @ products[-1] @ right[seed], spectrum[seed])) / sigma[0],
             ])
             if seed == 0:
                 lines.append(np.max(gaps, axis=0))
@@ -126,7 +127,7 @@ def lossless_reduction(
         tolerance=setting.rounding(steps),
         reason=f"rounding of {steps} steps",
         quantity="largest of: relative Frobenius difference of a layer; difference of the loss, relative to "
-        "its start; difference of a singular value at the end, relative to the first",
+        "its start; difference of a singular value at the end, also along its vectors, relative to the first",
         predicted={"difference": 0},
         measured={
             f"{name}: {what}": float(np.max(error[:, k]))
@@ -139,6 +140,11 @@ def lossless_reduction(
                   ylabel="relative difference", ylog=True, labels=("rounding unit", "measured")),
         ),
     )
+
+
+def _off_diagonal(core: np.ndarray, values: np.ndarray) -> float:
+    """Largest difference of a matrix from the diagonal one of the leading values."""
+    return float(np.max(np.abs(core - np.diag(values[: len(core)]))))
 
 
 def _dense(setting: Setting, seed: int) -> np.ndarray:
@@ -157,7 +163,8 @@ def _lifted(target, weights, *, rule=None, adam=None, steps):
     core, bulk = reduction.end_to_end(small.weights)
     rest = min(target.shape) - len(core.singular_values)
     spectrum = jnp.concatenate([core.singular_values, jnp.full(max(rest, 0), jnp.abs(bulk))])
-    return jax.vmap(reduction.lift)(small.observed), small.losses, spectrum[: min(target.shape)]
+    vectors = core.left, core.right
+    return jax.vmap(reduction.lift)(small.observed), small.losses, spectrum[: min(target.shape)], vectors
 
 
 def _histories(target, weights, *, rule):

@@ -154,6 +154,8 @@ def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
                 for layer, pair in enumerate(zip(slopes, gradients, strict=True), 1):
                     pairs[f"gradient of layer {layer}, {label}"] = pair
                 pairs[f"recovery error, {label}"] = networks.relative_error(weights, truth), error
+                if not transposed and len(weights) == 2:
+                    pairs |= _derived(setting, problem, exact, weights, label)
             pairs |= {
                 f"{what}, {name}, {d_out} × {d_in}": pair for what, pair in _about(problem, exact).items()
             }
@@ -163,6 +165,19 @@ def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
         reason="rounding of sums over some twenty entries",
         quantity="largest difference relative to the largest entry predicted",
     )
+
+
+def _derived(setting: Setting, problem: Any, exact, weights, label: str) -> dict[str, Any]:
+    """Problems made of a problem: what a network leaves, and the data times a factor."""
+    first, last = _cast(setting, weights)
+    twice = (first, 2 * last)
+    loss = exact(networks.product(weights))[0]
+    return {
+        f"loss of what is left, {label}": (
+            exact(3 * networks.product(weights))[0], problem.residual((first, last)).loss(twice)
+        ),
+        f"loss of data twice as large, {label}": (4 * loss, problem.scaled(2.0).loss(twice)),
+    }  # fmt: skip
 
 
 def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
@@ -185,10 +200,25 @@ def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
         labels, curvature = np.asarray(problem.labels, float), float(problem.curvature)
         energy = np.sum(labels**2) / curvature * np.prod(problem.shape) / len(labels)
         pairs["noise level"] = energy**0.5 * lengths, problem.surrogate_error()
+        pairs["size"] = np.max(np.abs(labels)), problem.magnitude
+        kept, held = problem.split(0.3, seed=1)
+        few, (d_out, d_in) = round(0.3 * len(labels)), problem.shape
+        start = tuple(jnp.asarray(layer, problem.labels.dtype) for layer in start_of(d_in, 3, d_out))
+        loss = float(problem.loss(start))
+        shares = (1 - few / len(labels), few / len(labels))  # of the curvature by which losses are divided
+        parts = [share * float(part.loss(start)) for share, part in zip(shares, (kept, held), strict=True)]
+        pairs["count, and of both parts"] = (
+            [len(labels), len(labels) - few, few], [problem.count, kept.count, held.count]
+        )  # fmt: skip
+        pairs["parts together"] = loss, sum(parts)
+        pairs["edge of the noise"] = _flipped(problem, labels), problem.noise_edge()
     if hasattr(problem, "fraction"):
         fraction = np.mean(slope != 0)
         energy = np.sum((slope * fraction) ** 2) * (1 - fraction)
         pairs["fraction"] = fraction, problem.fraction
+        pairs["size, count"] = (
+            [np.max(np.abs(slope)) * fraction, np.sum(slope != 0)], [problem.magnitude, problem.count]
+        )  # fmt: skip
         pairs["noise level"] = energy**0.5 / fraction * lengths, problem.surrogate_error()
     if hasattr(problem, "triplets"):
         rows, columns, values = problem.triplets()
@@ -203,6 +233,17 @@ def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
             together[rows, columns] += values
         pairs["parts together"] = -slope * np.mean(slope != 0), together
     return pairs
+
+
+def _flipped(problem: Any, labels: np.ndarray) -> float:
+    """Largest norm of the surrogate among three draws of random signs of its labels."""
+    rng = np.random.default_rng(0)
+    norms = []
+    for _ in range(3):
+        signs = rng.integers(0, 2, labels.shape, np.int8) * 2 - 1
+        matrix = problem.operator.adjoint(jnp.asarray(labels * signs, problem.labels.dtype))
+        norms.append(np.linalg.norm(np.asarray(matrix, float), 2) / float(problem.curvature))
+    return max(norms)
 
 
 CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {

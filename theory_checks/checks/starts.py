@@ -184,6 +184,12 @@ def matrix_of(d_out: int, d_in: int, rank: int) -> np.ndarray:
     return left * sigma @ right.T
 
 
+def _graded() -> np.ndarray:
+    """A matrix of rank two with singular values 3 and 0.03."""
+    left, _, right = factors(8, 7, 2)
+    return left * [3.0, 0.03] @ right.T
+
+
 def _against_spectral(name: str, weights, matrix, *, rank: int, depth: int) -> dict[str, Any]:
     """What a spectral start is but for the signs of its vectors: its products, and its middle layers."""
     exact = reference.spectral_start(matrix, rank=rank, depth=depth, scale=SCALE)
@@ -210,7 +216,10 @@ def _widths_above_noise(setting: Setting) -> dict[str, Any]:
     noise = (np.sum(matrix[mask] ** 2) * (1 - fraction)) ** 0.5 / fraction * (30**-0.5 + 20**-0.5)
     sigma = np.linalg.svd(np.where(mask, matrix, 0) / fraction, compute_uv=False)
     count = 2 * max(1, int(np.sum(sigma > noise)))
-    return {
+    # Where all entries are observed, small components are looked for below large ones.
+    whole = ld.completion(jnp.asarray(_graded(), setting.dtype), np.ones((8, 7), bool))
+    pairs = {"default width, all entries": (4, ld.compress(whole, depth=2, scale=SCALE)[0].shape[0])}
+    return pairs | {
         f"default width, {name}": (count, ld.compress(given, depth=2, scale=SCALE)[0].shape[0])
         for name, given in {"completion": problem, "observed entries": problem.observed()}.items()
     }

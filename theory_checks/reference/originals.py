@@ -44,7 +44,7 @@ def two_layer_delay(sigma: float, overlap: float = 0.0) -> float:
 
 
 def escape_ratio(depth: int, overlap: float) -> float:
-    """`κ_L(c) = k^{L−2}`, `k` where the principal value of `∫_0^k s^{L−1} / (1 − s²) ds` is `artanh c` (3.7)."""
+    """`κ_L(c) = k^{L−2}`, where the principal value of `∫_0^k s^{L−1} / (1 − s²) ds` is `artanh c` (3.7)."""
 
     def smooth(s):  # of `g(s) / (1 − s)` with `g = s^{L−1} / (1 + s)`, less its pole `g(1) / (1 − s)`
         return (s ** (depth - 1) / (1 + s) - mpmath.mpf(1) / 2) / (1 - s)
