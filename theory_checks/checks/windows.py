@@ -132,7 +132,7 @@ def window_reduction(
         errors=np.max(table, axis=1) if fit else np.full(setting.seeds, np.inf),
         tolerance=setting.rounding(STEPS),
         reason=f"rounding of {STEPS} steps",
-        quantity="largest relative Frobenius difference of a layer from the one trained at full width; ∞ where "
+        quantity="largest relative Frobenius difference of a layer from that trained at full width; ∞ where "
         "a core has another width than predicted",
         predicted={"difference": 0} | {f"core widths, {name}": CORES[name] for name in losses},
         measured={f"core widths, {name}": widths[name] for name in losses}
