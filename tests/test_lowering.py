@@ -54,6 +54,9 @@ def computations(dtype):
     yield "mode time", lambda s: theory.mode_time(s, 2.0, depth=4, scale=0.5), (values / 2,)
     yield "mode with α", lambda t: theory.mode_trajectory(t, 2.0, depth=3, scale=0.5, alpha=2.0), (times,)
     yield "two-cycle", lambda s: theory.two_cycle(s, depth=3, learning_rate=0.3), (values,)
+    yield "mode of the original", lambda t: theory.original_mode(t, 2.0, depth=3, scale=0.1), (times,)
+    two = (times, weights[0], weights[0].T, target.dense())
+    yield "flow of two layers", lambda *given: theory.two_layer_flow(*given).end_to_end, two
     yield "subspace angles", lambda a: ld.linalg.subspace_angles(a, target.left), (target.right,)
 
 
