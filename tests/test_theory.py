@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mpmath import mp, mpf
 from scipy.integrate import solve_ivp
 
 from lowdim_jax import theory
@@ -164,6 +165,26 @@ def test_fit_times_resolve_any_tolerance(x64, depth):
         for i in range(3):
             exact = reference_modes.fit_time(target[i], depth=depth, scale=scale[i], tolerance=tolerance)
             assert_close(found[i], float(exact), rtol=1e-13)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+@pytest.mark.parametrize(("depth", "scale"), [(2, 1e-21), (3, 1e-14), (5, 1e-9)])
+def test_so_they_are_with_discrepant_rates(depth, scale, alpha):
+    assert np.float32(scale) ** depth < np.finfo(np.float32).tiny
+    settings = {"depth": depth, "alpha": alpha}
+    exact = reference_modes.fit_time(3.0, tolerance=0.5, scale=float(np.float32(scale)), **settings)
+    found = theory.fit_time(np.float32(3), tolerance=0.5, scale=np.float32(scale), **settings)
+    assert_close(found, float(exact), rtol=1e-5)
+
+
+def test_far_above_the_target_the_reference_keeps_its_digits():
+    """Where the target is nothing beside the start, it is as if there were none: `K = L σ^{2−2/L}`."""
+    with mp.workdps(30):
+        found = reference_modes.mode_time(mpf(10) ** 11, mpf("0.1"), depth=8, scale=mpf(10) ** (mpf(3) / 2))
+        b = mpf(7) / 4
+        alone = (mpf(10) ** (-11 * b) - mpf(10) ** (-12 * b)) / (8 * b)
+        assert abs(found / alone - 1) < 1e-11
+        assert abs(found / alone - 1) > 1e-13
 
 
 @pytest.mark.parametrize(("depth", "scale"), [(2, 1e-21), (3, 1e-14), (5, 1e-9), (8, 1e-6)])

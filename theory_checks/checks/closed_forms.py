@@ -21,6 +21,8 @@ ALPHAS = (0.4, 1.0, 3.0)
 TARGETS = (3.0, 0.9, 0.02, 0.0)
 """Rising at every depth, rising or falling, falling, and zero."""
 
+TINY = {"float64": {2: 1e-165, 3: 1e-110}, "float32": {2: 1e-21, 3: 1e-14}}
+"""Scales at which `ε^L` is below the smallest number, for two depths."""
 SOLDNER = 1.451369234883381
 """The zero of the logarithmic integral, to which `κ_L` tends (3.7)."""
 
@@ -129,9 +131,31 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
         every = theory.mode_descent(given, **options, **step)[:4]
         single = [[modes.mode_descent(t, **own, **step)[:4] for t in TARGETS]] * 3
         pairs["descent, every step"] = np.moveaxis(np.array(single), -1, 0), every
+    if depth in TINY[dtype]:
+        pairs |= _from_underflow(setting, depth, assumed)
     pairs["descent"] = by_record, theory.mode_descent(given, alpha=alpha, **walk)
     pairs["descent, α = 1"] = by_record[:, [1, 1, 1]], theory.mode_descent(given, **walk)
     return pairs
+
+
+def _from_underflow(setting: Setting, depth: int, assumed: int) -> dict:
+    """Times from starts `ε^L` below the smallest number of the precision, to half of the target."""
+
+    def one(value):
+        return jnp.asarray(value, setting.dtype)
+
+    scale = float(np.asarray(TINY[setting.dtype][depth], setting.dtype))
+    targets = [float(np.asarray(target, setting.dtype)) for target in (3.0, 0.9, 0.02)]
+    law = {"depth": assumed, "scale": scale}
+    exact = [float(mode_time(target / 2, target, **law)) for target in targets]
+    faster = float(mode_time(targets[0] / 2, targets[0], alpha=ALPHAS[2], **law))
+    goal = one(np.tile([*targets, targets[0]], (3, 1)))
+    given = {"depth": depth, "scale": one(scale)}
+    found = theory.mode_time(goal / 2, goal, alpha=one(ALPHAS)[:, None], **given)
+    plain = theory.mode_time(goal / 2, goal, **given)[0, :3]
+    rows = {f"from underflow, σ* = {target:.2g}": pair
+            for target, pair in zip(targets, zip(exact, plain, strict=True), strict=True)}  # fmt: skip
+    return rows | {f"from underflow, α = {ALPHAS[2]:g}": (faster, found[2, 0])}
 
 
 @check(

@@ -25,7 +25,8 @@ from theory_checks.setting import Setting
 SCALE = 0.1
 POWER_ITERATIONS = 400
 CASES = (
-    (1, 1.0), (1, 5.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (2, 5.0), (3, 5.0), (3, 0.5), (4, 5.0), (5, 5.0)
+    (1, 1.0), (1, 5.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 1.0), (2, 5.0), (3, 5.0), (3, 0.5), (4, 5.0),
+    (5, 5.0),
 )  # fmt: skip
 """Depths and outer learning rates."""
 LATE = (5, 5.0)
