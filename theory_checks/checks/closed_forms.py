@@ -30,6 +30,8 @@ TWO_CYCLES = {
     2: (5**0.5 - 1, 1.5 * 3**0.5 - 1),
     3: (1.2446073928393174, 1.83049813806697053),
     4: (1.24716927243634411, 1.98928907702636229),
+    5: (1.24837710593416557, 2.11224770730612002),
+    6: (1.24907550839589722, 2.21347538427513392),
 }
 """Up to where the two-cycle attracts, and where a run from a small start changes sign (5.3)."""
 
@@ -200,16 +202,18 @@ def stability_formulas(setting: Setting, /, *, extra_depth=0) -> Evidence:
     pairs["explicit steps, α = 1"] = plain, theory.explicit_steps(stack, depth=3, **fit)
     three = [3.0, 2.0, 0.5]
     pairs["plateaus"] = np.array(modes.plateaus(three), float), theory.plateau_losses(cast(three))
-    factors = np.array([[1.1, 0.7, 1.3], [0.4, 2.0, 0.9]])
-    rows = zip(factors.tolist(), targets[:2], strict=True)
-    rests = [modes.balances(modes.descent_step(row, t, 0.1)) for row, t in rows]
-    pairs["balances after a step"] = (
-        np.array(rests, float),
-        theory.balance_step(cast(factors), cast(targets[:2]), learning_rate=cast(0.1)),
-    )
     for depth in (2, 3, 4):
-        assumed = depth + extra_depth
-        pairs[f"rates of singular values, L = {depth}"] = _singular_value_rates(cast, depth, assumed)
+        factors = np.array([[1.1, 0.7, 1.3, 0.8], [0.4, 2.0, 0.9, 1.2]])[:, :depth]
+        rows = zip(factors.tolist(), targets[:2], strict=True)
+        rests = [modes.balances(modes.descent_step(row, t, 0.1)) for row, t in rows]
+        pairs[f"balances after a step, L = {depth}"] = (
+            np.array(rests, float),
+            theory.balance_step(cast(factors), cast(targets[:2]), learning_rate=cast(0.1)),
+        )
+        for shape in ((4, 3), (3, 3), (3, 4)):
+            pairs[f"rates of singular values, {shape[0]} × {shape[1]}, L = {depth}"] = _singular_value_rates(
+                cast, depth, depth + extra_depth, shape
+            )
     pairs |= _off_the_minimum(cast, extra_depth) | _of_originals(setting, extra_depth)
     return evidence_of(
         pairs,
@@ -220,11 +224,13 @@ def stability_formulas(setting: Setting, /, *, extra_depth=0) -> Evidence:
     )
 
 
-def _singular_value_rates(cast, depth: int, assumed: int) -> tuple[np.ndarray, jnp.ndarray]:
+def _singular_value_rates(
+    cast, depth: int, assumed: int, shape: tuple[int, int]
+) -> tuple[np.ndarray, jnp.ndarray]:
     """Rates under the flow of a balanced network of `assumed` layers, by differences; and the formula's."""
     rng = np.random.default_rng(0)
-    u, s, vt = np.linalg.svd(rng.standard_normal((4, 3)), full_matrices=False)
-    target = rng.standard_normal((4, 3))
+    u, s, vt = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    target = rng.standard_normal(shape)
     root = np.diag(s ** (1 / assumed))
     weights = [root @ vt, *[root] * (assumed - 2), u @ root]
     _, gradients = networks.loss_and_gradients(networks.factorization(target), weights)

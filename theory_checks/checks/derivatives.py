@@ -147,9 +147,10 @@ def _of_stability(setting: Setting) -> dict[str, Any]:
             lambda target, scale, law=law: modes.fit_time(target, scale=scale, **law), (target, scale)
         )
         pairs[f"fit time, {name}"] = exact, found[2][name]
-    # At a start on the target σ̇ = 0: dσ/dσ* = 1 − e^{−Kt} and dσ/dε = L ε^{L−1} e^{−Kt}, K = L ε^{2L−2}.
-    decay = np.exp(-3 * 0.5**4)
-    pairs["a start on the target"] = [1 - decay, 3 * 0.5**2 * decay], found[3]
+    # On the target σ̇ = 0: dσ/dσ* = 1 − e^{−Kt}, dσ/dε = L ε^{L−1} e^{−Kt}, K = (2α + L − 2) ε^{2L−2}.
+    for alpha, slopes in zip((1.0, 3.0), found[3], strict=True):
+        decay = np.exp(-(2 * alpha + 1) * 0.5**4)
+        pairs[f"a start on the target, α = {alpha:g}"] = [1 - decay, 3 * 0.5**2 * decay], slopes
     return pairs
 
 
@@ -164,8 +165,8 @@ def _stability_slopes(top, alpha, target, rates, fits):
     def fit(target, scale, alpha):
         return theory.fit_time(target, depth=3, scale=scale, tolerance=0.1, alpha=alpha)
 
-    def resting(target, scale):
-        return theory.mode_trajectory(jnp.ones_like(target), target, depth=3, scale=scale)
+    def resting(target, scale, alpha):
+        return theory.mode_trajectory(jnp.ones_like(target), target, depth=3, scale=scale, alpha=alpha)
 
     half = jnp.asarray(0.5, top.dtype)
     rising = {name: 3.0 if name == "α = 3" else 1.0 for name in fits}
@@ -173,7 +174,7 @@ def _stability_slopes(top, alpha, target, rates, fits):
         [jax.grad(largest, (0, 1))(top, alpha, depth) for depth in (2, 3)],
         [jax.jacobian(cycle, (0, 1))(target, rates[number], depth) for number, depth in enumerate((2, 3))],
         {name: jax.grad(fit, (0, 1))(*case, rising[name]) for name, case in fits.items()},
-        jax.grad(resting, (0, 1))(half**3, half),
+        [jax.grad(resting, (0, 1))(half**3, half, alpha) for alpha in (1.0, 3.0)],
     )
 
 

@@ -141,6 +141,29 @@ def _of_fits(setting: Setting) -> dict[str, Any]:
         found = ld.fit(ld.completion(given.astype(setting.dtype), data["mask"]).observed())
         pairs[f"{name}: matrix"] = given, ld.end_to_end(found.weights)
         pairs[f"{name}: rank"] = 1 + (name == "graded"), found.settings["rank"]
+    # Settings that are given, at another size: a rate η of data times s is one of s^(2/L − 2) η.
+    rate = 0.4 * 2 / (2 * SIGMA[0] * 2.0)  # 0.4 of the edge at L = 2, α = 2
+    runs = [
+        ld.fit(
+            _problem(setting, noisy=False, size=size), depth=2, rank=2, alpha=2.0, finish=False, steps=40,
+            check_every=20, scale=0.1 * size**0.5, learning_rate=rate / size,
+        )
+        for size in (1.0, 2.0**-30)
+    ]
+    pairs["given settings, tiny: losses"] = runs[0].losses, runs[1].losses * 2.0**60
+    pairs["given settings, tiny: weights"] = (
+        ld.end_to_end(runs[0].weights), ld.end_to_end(runs[1].weights) * 2.0**30
+    )  # fmt: skip
+    exact = networks.completion(data["target"], data["mask"])
+    start = networks.spectral_start(
+        np.where(data["mask"], data["target"], 0), rank=2, depth=2, scale=0.1
+    )
+    history = networks.descent(exact, start, rate=rate, alpha=2.0, steps=40)
+    pairs["given settings: matrix"] = networks.product(history[-1]), ld.end_to_end(runs[0].weights)
+    shallow = ld.fit(_problem(setting, noisy=False), depth=2)
+    pairs["two layers: matrix, depth"] = (
+        np.append(data["target"], 2), np.append(ld.end_to_end(shallow.weights), len(shallow.weights))
+    )  # fmt: skip
     noisy = ld.fit(_problem(setting, noisy=True))
     exact = _best(True, 2)
     mask, values = data["mask"], data["target"] + data["noise"]

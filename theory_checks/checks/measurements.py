@@ -75,6 +75,7 @@ def _leading(setting: Setting) -> dict[str, Any]:
     cases = {
         "of few components": (few, jnp.asarray(few, setting.dtype)),
         "of many": (many, jnp.asarray(many, setting.dtype)),
+        "of few and a little": (few + 1e-3 * many, jnp.asarray(few + 1e-3 * many, setting.dtype)),
         "sparse": (few, scipy.sparse.csr_array(few)),
         "large sparse": (sparse.toarray(), sparse),
     }

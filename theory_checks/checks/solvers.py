@@ -211,6 +211,10 @@ def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
             [len(labels), len(labels) - few, few], [problem.count, kept.count, held.count]
         )  # fmt: skip
         pairs["parts together"] = loss, sum(parts)
+        surrogates = [
+            share * part.surrogate_matrix() for share, part in zip(shares, (kept, held), strict=True)
+        ]
+        pairs["surrogates of parts together"] = -slope, sum(surrogates)
         pairs["edge of the noise"] = _flipped(problem, labels), problem.noise_edge()
     if hasattr(problem, "fraction"):
         fraction = np.mean(slope != 0)
@@ -358,6 +362,7 @@ def _ends(setting: Setting) -> dict[str, Any]:
         "losses of a run that ends early": (losses[[0, 5, 10, 15]], early.losses),
         "end of a run that ends early": ([Status.REACHED_TOLERANCE, 15], [early.status, early.num_steps]),
         "end of a run that is stopped": ([Status.STOPPED, 10, 10], stopped),
+        "steps of a run that is stopped": ([0, 5, 10], first.steps),
         "weights of a resumed run": (history[-1][0], whole.weights[0]),
         "steps of a resumed run": ([10, 15, 20, 23], whole.steps),
         "losses of a resumed run": (losses[[10, 15, 20, 23]], whole.losses),
@@ -383,8 +388,11 @@ def _beyond(setting: Setting) -> dict[str, Any]:
     def loss(weights, step):
         return jnp.sum((ld.end_to_end(weights) - (1 + step.astype(target.dtype) / 10) * target) ** 2) / 2
 
-    drawn = ld.gradient_descent(loss, weights, ld.GradientDescent(RATE), steps=STEPS, record_every=9,
-                                per_step=True)  # fmt: skip
+    def train(weights):
+        rule = ld.GradientDescent(RATE)
+        return ld.gradient_descent(loss, weights, rule, steps=STEPS, record_every=9, per_step=True)
+
+    drawn, traced = train(weights), jax.jit(train)(weights)
     recorded = [0, 9, 18, 23]
     kept = [networks.loss_and_gradients(batches[k], stepped[k])[0] for k in recorded]
     return {
@@ -393,6 +401,7 @@ def _beyond(setting: Setting) -> dict[str, Any]:
         "loss beside it": (networks.loss_and_gradients(exact, last)[0], both.losses[1, -1]),
         "weights of a batch a step": (stepped[-1][0], drawn.weights[0]),
         "losses of a batch a step": (kept, drawn.losses),
+        "losses of a batch a step, traced": (kept, traced.losses),
     }
 
 
@@ -486,7 +495,11 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
             pairs[f"layer {layer + 1}, {drawn}"] = np.array([net[layer] for net in history]), measured
         pairs[f"last weights, {drawn}"] = history[-1][0], run.weights[0]
         pairs[f"status, {drawn}"] = Status.COMPLETED, run.status
-    short, wrong = _failures(setting)
+    by_default, short, wrong = _others(setting)
+    history = _exact_flow("dense target", (5, 3, 3, 4), 1.0, tuple(times.tolist()))
+    losses = [networks.loss_and_gradients(problems["dense target"][1], net)[0] for net in history]
+    pairs["losses, all by default"] = losses, by_default.losses
+    pairs["last weights, all by default"] = history[-1][1], by_default.weights[1]
     pairs["a budget of ten steps"] = (
         [Status.OUT_OF_STEPS, 10, True, True], [short.status, short.num_steps, *_recorded(short)]
     )  # fmt: skip
@@ -500,15 +513,18 @@ def flow_solvers(setting: Setting, /, *, alpha=2.0) -> Evidence:
 
 
 @cache
-def _failures(setting: Setting):
-    """A run that takes more steps than it may, and one from NaN."""
+def _others(setting: Setting):
+    """A run with every setting by default, one that takes more steps than it may, and one from NaN."""
     problem, _ = matrix_problems(setting)["dense target"]
     weights = tuple(_cast(setting, start_of(5, 3, 3, 4)))
     times = jnp.asarray([0.01, 1.5, 500.0], setting.dtype)
     options: dict[str, Any] = {"solver": "explicit", "rtol": setting.solver_tolerance(1e-9), "observe": keep}
     short = gradient_flow(problem, weights, times, max_steps=10, **options)
     none = tuple(jnp.nan * layer for layer in weights)
-    return short, gradient_flow(problem, none, times, max_steps=10, **options)
+    return (
+        gradient_flow(problem, weights, _cast(setting, np.array([0.4, 1.5, 5.0]))), short,
+        gradient_flow(problem, none, times, max_steps=10, **options),
+    )  # fmt: skip
 
 
 def _recorded(run) -> list[bool]:

@@ -55,7 +55,7 @@ def _antiderivative(sigma: mpf, target: mpf, depth: int) -> mpf:
         return -mpmath.log(sigma) if depth == 1 else sigma**-power / (depth * power)
     if depth == 2:
         return mpmath.log(sigma / abs(target - sigma)) / (2 * target)
-    if depth > 2 and sigma > target:  # far above it the form below is a constant, less what then is lost in it
+    if depth > 2 and sigma > target:  # far above, the form below would be a constant to many digits
         b = 2 - mpf(2) / depth
         return mpmath.re(sigma**-b / (depth * b) * mpmath.hyp2f1(1, b, b + 1, target / sigma))
     x, a = mpmath.root(sigma, depth), mpf(2 - depth) / depth
