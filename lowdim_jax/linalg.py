@@ -174,7 +174,7 @@ def leading_svd(matrix, rank: int | None = None, /, *, dtype=None) -> LowRank:
     if isinstance(matrix, LowRank):
         return matrix.truncate(rank)
     if not is_sparse(matrix):
-        few = _svd_within(on_host(matrix), 2 * rank) if 8 * rank <= min(matrix.shape) else None
+        few = svd_within(on_host(matrix), 2 * rank) if 8 * rank <= min(matrix.shape) else None
         return (svd(matrix) if few is None else few).truncate(rank)
     matrix = matrix.astype(np.float64)
     if matrix.shape[0] * matrix.shape[1] <= SMALL or rank >= min(matrix.shape) - 1:
@@ -190,8 +190,18 @@ def leading_svd(matrix, rank: int | None = None, /, *, dtype=None) -> LowRank:
     return LowRank(*(as_array(part.astype(dtype)) for part in parts))
 
 
-def _svd_within(matrix, width: int) -> LowRank | None:
-    """Singular value decomposition in `width` dimensions, if they hold the matrix up to rounding."""
+def svd_within(matrix: AnyArray, width: int, /) -> LowRank | None:
+    """Singular value decomposition in `width` dimensions, if they hold the matrix up to rounding, else None.
+
+    For a NumPy matrix of floats; None of any other. `O(d_out d_in width)` operations (Halko, Martinsson and
+    Tropp 2011, algorithm 4.1, from fixed vectors).
+
+    Examples
+    --------
+    >>> rows = np.ones((50, 1)) * np.arange(40.0)
+    >>> svd_within(rows, 4).singular_values.shape, svd_within(rows + np.eye(50, 40), 4)
+    ((4,), None)
+    """
     if not isinstance(matrix, np.ndarray) or matrix.dtype not in (np.float32, np.float64):
         return None
     directions = np.random.default_rng(0).standard_normal((matrix.shape[1], width), matrix.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lowdim_jax._host import as_array, is_traced, on_host
-from lowdim_jax.linalg import LowRank, check_finite, leading_svd
+from lowdim_jax.linalg import LowRank, check_finite, leading_svd, svd_within
 from lowdim_jax.nn.paths import part_at
 
 
@@ -114,11 +114,14 @@ _kept_program = lru_cache(maxsize=16)(_program)
 def leading_components(matrix: jax.Array | np.ndarray, rank: int, /) -> LowRank:
     """Leading `rank` singular triplets, to single precision and cheaper than by a full one.
 
-    Of a float32 matrix in this machine's memory they are eigenvectors of the smaller Gram matrix in
-    float64, which loses half the digits and keeps single precision for `σ_r ≥ 10⁻⁴ σ_1`. Any other
-    matrix goes to `linalg.leading_svd`.
+    Of a float32 matrix in this machine's memory with more than `2 rank` components they are eigenvectors
+    of the smaller Gram matrix in float64, which loses half the digits and keeps single precision for
+    `σ_r ≥ 10⁻⁴ σ_1`. Any other matrix goes to `linalg.leading_svd`.
     """
     here = on_host(matrix)
+    few = svd_within(here, 2 * rank) if 1 <= 8 * rank <= min(here.shape) else None
+    if few is not None:  # such as of a layer before a classifier of few classes
+        return few.truncate(rank)
     if isinstance(here, np.ndarray) and here.dtype == np.float32 and 1 <= rank <= min(here.shape):
         wide = here.shape[0] <= here.shape[1]
         small = (here if wide else here.T).astype(np.float64)
