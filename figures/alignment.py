@@ -3,7 +3,9 @@
 Source: the paper's alignment ("power method") figure, from the whole matrix and from a part of its entries;
 docs/theory.md 3.1 and 6. The left singular vector `u_{L,1}` of the last layer and the right singular vector
 `v_{1,1}` of the first are compared with `u*_1` and `v*_1`. The compressed network starts with those of the
-surrogate, which are the target's where the whole matrix is known.
+surrogate, which are the target's where the whole matrix is known. From a part of the entries the first
+singular vector is not one component's all along: while later ones are learned their singular values come
+close to the first, which turns among them, and settles when all are learned.
 
 All singular values of an orthogonal layer are equal, so at `t = 0` these vectors are arbitrary and
 are not drawn. The first gradient splits them: with `R = Q_L ⋯ Q_1` and `S` the surrogate, the last layer is
@@ -27,8 +29,8 @@ from figures.protocol import Arrays, Settings
 def compute(settings: Settings) -> Arrays:
     """Alignments `(n,)` of both networks, a layer's gap, and `σ_1`, by part: `p1_left` and so on."""
     arrays = {}
-    for observed in settings["observed"]:
-        found = _of_part({**settings, "observed": observed})
+    for observed, steps in zip(settings["observed"], settings["steps"], strict=True):
+        found = _of_part({**settings, "observed": observed, "steps": steps})
         arrays |= {f"p{observed:g}_{key}": array for key, array in found.items()}
     return arrays
 

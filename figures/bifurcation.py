@@ -17,6 +17,7 @@ from figures import style
 from figures.protocol import Arrays, Settings
 
 SIGMA = 1.0  # sets the unit of rates only
+DENSE = 200  # rates from which on dots have to be smaller to leave room between them
 
 
 def compute(settings: Settings) -> Arrays:
@@ -67,7 +68,8 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     for depth, axes in zip(depths, np.atleast_1d(figure.subplots(1, len(depths), sharey=True)), strict=True):
         multiples, measured = arrays[f"L{depth}_multiple"], arrays[f"L{depth}_measured"]
         across = np.broadcast_to(multiples[:, None], measured.shape)
-        axes.plot(across.ravel(), measured.ravel(), ".", color=style.COMPRESSED, markersize=1.5)
+        dot = {"markersize": 1.5 if len(multiples) <= DENSE else 0.5, "rasterized": True}
+        axes.plot(across.ravel(), measured.ravel(), ".", color=style.COMPRESSED, **dot)
         for name in ("low", "high"):
             axes.plot(multiples, arrays[f"L{depth}_{name}"], **style.PREDICTED)
         limit, sign = arrays[f"L{depth}_limits"]

@@ -46,7 +46,7 @@ TINY = {
         "observed": [1.0, 0.7],
         "scale": 0.05,
         "learning_rate": 2e-3,
-        "steps": 3000,
+        "steps": [3000, 3000],
     },
     "rank-overestimation": {
         "d": 16,
