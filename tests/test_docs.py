@@ -1,6 +1,7 @@
 """Every Python example of the README and of docs/ runs."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -101,3 +103,26 @@ def test_cells_of_the_tables_are_set_and_linked(monkeypatch):
     assert claim == "<td><i>W</i><sub><i>l</i></sub> &lt; 2 in <code>a_b</code></td>"
     assert cited.count('<a href="theory.html#s') == 2
     assert '<a href="checks.html#merge">' in tables.with_links(row, "coverage.md")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: a page on a disk cannot be opened")
+def test_a_page_on_a_disk_has_a_worker_for_its_search_without_a_network(tmp_path):
+    shutil.copy(ROOT / "docs" / "site" / "search.js", tmp_path)
+    (tmp_path / "helper.js").write_text("const twice = (x) => 2 * x;")
+    (tmp_path / "worker.js").write_text(
+        """addEventListener("message", async (event) => {
+          await importScripts(new URL("helper.js", document.baseURI));
+          postMessage(twice(event.data));
+        });"""
+    )
+    (tmp_path / "page.html").write_text(
+        """<script src="search.js"></script><body><pre></pre><script>
+        const worker = new Worker("worker.js");
+        worker.addEventListener("message", (event) => document.querySelector("pre").append(event.data));
+        worker.postMessage(21);
+        </script></body>"""
+    )
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "<pre>42</pre>" in done.stdout, done.stderr
