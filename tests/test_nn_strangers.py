@@ -68,9 +68,12 @@ def test_layers_are_found_where_they_are_and_each_has_a_gradient_of_its_own(kind
     assert nn.merge(model) == 2
 
 
-def test_a_shared_layer_fits_with_any_of_its_paths():
+def test_a_shared_layer_fits_with_any_of_its_paths_and_is_one_in_its_surrogate():
     model = Pair("plain")
+    alone = nn.layer_surrogate(model, "parts.0", squares, X, at="current")
     model.also = model.parts[0]
+    shared = nn.layer_surrogate(model, "parts.0", squares, X, at="current")
+    np.testing.assert_allclose(shared, alone, rtol=1e-6)
     assert nn.adapt(model, "parts.0", rank=1, loss=squares, batch=(X,)).ranks == {"also": 1}
     assert model.also is model.parts[0]
 
@@ -144,6 +147,9 @@ BAD = {
     "half a budget": (
         lambda m: nn.adapt(m, ".*", rank=None, budget=9.5, loss=squares, batch=(X,)), "budget=9.5, expected"
     ),
+    "noise to cut by": (lambda m: nn.compress(m, ".*", rank="noise"), "rank='noise', expected"),
+    "a seed": (lambda m: nn.adapt(m, ".*", start="random", rngs=3), "rngs=3, expected an nnx.Rngs"),
+    "a number to lose": (lambda m: nn.adapt(m, ".*", loss=3), "loss=3, expected"),
     "no inputs": (lambda m: nn.compress(m, ".*", rank=1, batch=(0 * X,)), "gets no inputs other than 0"),
     "no numbers": (lambda m: nn.compress(m, ".*", rank=1, batch=(X * jnp.nan,)), "inputs of the layer at"),
 }  # fmt: skip

@@ -291,9 +291,9 @@ def _check(depth, start, zero, scale, alpha, loss, rngs) -> None:
         raise ValueError(f"start={start!r}, expected 'surrogate' or 'random'")
     if zero not in ("last", "offset", None):
         raise ValueError(f"zero={zero!r}, expected 'last', 'offset' or None")
-    if start == "surrogate" and loss is None:
-        raise ValueError("loss=None, expected loss(model, *batch) for the start from its gradient")
-    if start == "random" and rngs is None:
-        raise ValueError("rngs=None, expected an nnx.Rngs for the random start")
+    if start == "surrogate" and not callable(loss):
+        raise ValueError(f"loss={loss!r}, expected loss(model, *batch) for the start from its gradient")
+    if start == "random" and not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs={rngs!r}, expected an nnx.Rngs for the random start")
 
 

@@ -179,12 +179,14 @@ def compress(
     check_depth(depth, least=2)
     if start not in ("cut", "surrogate", "random"):
         raise ValueError(f"start={start!r}, expected 'cut', 'surrogate' or 'random'")
-    if start == "surrogate" and loss is None:
-        raise ValueError("loss=None, expected loss(model, *batch) for the start from its gradient")
-    if start == "random" and rngs is None:
-        raise ValueError("rngs=None, expected an nnx.Rngs for the random start")
+    if start == "surrogate" and not callable(loss):
+        raise ValueError(f"loss={loss!r}, expected loss(model, *batch) for the start from its gradient")
+    if start == "random" and not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs={rngs!r}, expected an nnx.Rngs for the random start")
     if scale is not None:
         check_scale(scale)
+    if isinstance(rank, str):
+        raise ValueError(f"rank={rank!r}, expected an integer, one for each path, or None")
     check_rank_choice(rank, energy, budget, chosen_from_surrogate=start != "random")
     found, skipped = targets(model, pattern, (DeepLinear, Factored, Delta))
     kinds = {"cut": _cuts, "surrogate": _surrogate_starts, "random": _random_starts}

@@ -11,7 +11,7 @@ from lowdim_jax.initialization import from_singular_vectors
 from lowdim_jax.nn.conversion import matrix_of
 from lowdim_jax.nn.gradients import check_gradient, gradients, leading_components
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear, at_least_single
-from lowdim_jax.nn.paths import Path, layer_at, names_of, replace_layer
+from lowdim_jax.nn.paths import Path, layer_at, names_of, replace_everywhere
 
 
 def layer_surrogate(
@@ -55,6 +55,8 @@ def layer_surrogate(
     Array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
+    if not names_of(path):
+        raise ValueError(f"path={path!r} is the model itself, expected the path of one of its parts")
     layer = layer_at(model, path)
     if not isinstance(layer, nnx.Linear | DeepLinear):
         raise ValueError(f"the layer at {path!r} is a {type(layer).__name__}, expected a linear layer")
@@ -70,8 +72,10 @@ def layer_surrogate(
         raise ValueError(f"at has shape {at.shape}, expected {matrix.shape}")
     plain = layer.merge() if isinstance(layer, DeepLinear) else nnx.clone(layer)
     plain.kernel[...] = at.T
-    probe = replace_layer(nnx.clone(model), path, plain)
-    (gradient,) = gradients(probe, [(*names_of(path), "kernel")], loss, batch)
+    probe = nnx.clone(model)
+    replace_everywhere(probe, {id(layer_at(probe, path)): plain})  # a layer used in several places, in all
+    names = next(names for names, part in nnx.iter_modules(probe) if part is plain)
+    (gradient,) = gradients(probe, [(*names, "kernel")], loss, batch)
     return -gradient.T
 
 
