@@ -105,12 +105,12 @@ def _draw_angles(axes: Axes, arrays: Arrays, part: str) -> None:
         },
     }
     for side, look in looks.items():
-        axes.plot(iteration, arrays[side][1:], **{**style.MEASURED, **look})
+        axes.plot(iteration, arrays[side][1:], **style.THIN, **look)
         axes.plot(
             iteration,
             arrays[f"compressed_{side}"][1:],
             color=style.COMPRESSED,
-            linewidth=1.6,
+            **style.THICK,
             linestyle=look.get("linestyle", "-"),
             label="compressed, left" if side == "left" else "compressed, right",
         )

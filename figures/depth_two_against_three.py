@@ -27,6 +27,8 @@ from figures import runs, style
 from figures.protocol import Arrays, Settings
 
 COLOURS = {"2": style.OTHER_RANK, "3": style.COMPRESSED}
+WIDTHS = {"2": style.THIN, "3": style.THICK}
+MARKS = {"2": "s", "3": "o"}
 STROKES = ("-", "-", (0, (1, 1.2)))
 
 
@@ -63,6 +65,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         row = settings["scales"][depth].index(scale)
         look = {
             **style.MEASURED,
+            **WIDTHS[depth],
             "color": COLOURS[depth],
             "linestyle": stroke,
             "label": rf"depth {depth}, $\varepsilon=10^{{{round(np.log10(scale))}}}$",
@@ -71,7 +74,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         recovery.plot(arrays["iteration"], arrays[f"L{depth}_recovery"][row], **look)
     for depth, scales in settings["scales"].items():
         error = arrays[f"L{depth}_recovery"][:, -1]
-        final.plot(scales, error, "o-", color=COLOURS[depth], markersize=5, linewidth=1.2)
+        final.plot(scales, error, f"{MARKS[depth]}-", color=COLOURS[depth], markersize=5, linewidth=1.2)
     for axes in (training, recovery):
         axes.set(xlim=(0, arrays["iteration"][-1]), xlabel="iteration")
         style.thousands(axes)

@@ -160,8 +160,9 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels, error against iterations and against seconds."""
     low, high = settings["ridges"]
     lines = {
-        "original": {"color": style.ORIGINAL, "label": "original"},
+        "original": {"color": style.ORIGINAL, "label": "original", **style.THIN},
         "compressed": {
+            **style.THICK,
             "color": style.COMPRESSED,
             "label": rf"compressed, $\hat{{r}}={settings['rank']}$",
         },

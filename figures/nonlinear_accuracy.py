@@ -91,8 +91,12 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
     """Two panels, accuracy against iterations and against seconds."""
     lines = {
         "plain": {"color": style.EXACT_RANK, "label": "plain", "linestyle": (0, (1, 1.2))},
-        "deep": {"color": style.ORIGINAL, "label": "+ deep linear"},
-        "compressed": {"color": style.COMPRESSED, "label": rf"+ compressed, $\hat{{r}}={settings['rank']}$"},
+        "deep": {"color": style.ORIGINAL, "label": "+ deep linear", **style.THIN},
+        "compressed": {
+            **style.THICK,
+            "color": style.COMPRESSED,
+            "label": rf"+ compressed, $\hat{{r}}={settings['rank']}$",
+        },
         "compressed_random": {
             "color": style.OTHER_RANK,
             "label": "+ compressed, random start",

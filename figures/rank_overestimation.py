@@ -64,7 +64,7 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
             arrays["errors"][:, k],
             color=colour,
             linewidth=1.6,
-            linestyle=(0, (1, 1.2)) if rank < r else "-",
+            linestyle=(0, (1, 1.2)) if rank < r else (0, (5, 1.2)) if exact else "-",
             label=f"{rank}" + (" = $r$" if exact else " < $r$" if rank < r else ""),
         )
     course.set(

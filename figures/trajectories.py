@@ -34,8 +34,8 @@ def lines(settings: Settings) -> dict[str, dict[str, Any]]:
     """How the lines of the original and the compressed network look."""
     label = rf"compressed, $\hat{{r}}={settings['factor']}r$"
     return {
-        "original": {"color": style.ORIGINAL, "label": "original"},
-        "compressed": {"color": style.COMPRESSED, "label": label},
+        "original": {"color": style.ORIGINAL, "label": "original", **style.THIN},
+        "compressed": {"color": style.COMPRESSED, "label": label, **style.THICK},
     }
 
 

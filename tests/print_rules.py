@@ -8,8 +8,10 @@ from figures import style
 
 LEAST_CONTRAST = 3.0
 """Of every line to the paper: WCAG 2.2, 1.4.11."""
-LEAST_STEP = 1.2
+LEAST_STEP = 1.5
 """Contrast of two lines that nothing but their colour tells apart."""
+LEAST_WIDTH = 0.8
+"""Difference in width, in points, that tells two lines apart."""
 
 
 def assert_fit_for_print(figure) -> None:
@@ -26,10 +28,14 @@ def assert_fit_for_print(figure) -> None:
     for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
         entries = [entry for entry in legend.legend_handles if isinstance(entry, Line2D)]
         for one, other in itertools.combinations(entries, 2):
-            step = style.contrast(one.get_color(), other.get_color())
-            assert _shape(one) != _shape(other) or step >= LEAST_STEP, (
-                f"{one.get_label()!r} and {other.get_label()!r} differ in hue only"
-            )
+            assert _apart(one, other), f"{one.get_label()!r} and {other.get_label()!r} differ in hue only"
+
+
+def _apart(one: Line2D, other: Line2D) -> bool:
+    """Whether two lines differ in dashes, markers, transparency, width or lightness."""
+    wide = abs(one.get_linewidth() - other.get_linewidth()) >= LEAST_WIDTH
+    light = style.contrast(one.get_color(), other.get_color()) >= LEAST_STEP
+    return _shape(one) != _shape(other) or wide or light
 
 
 def _named(axes, which: str) -> bool:
@@ -40,4 +46,4 @@ def _named(axes, which: str) -> bool:
 
 def _shape(line: Line2D) -> tuple:
     dashes = getattr(line, "_dash_pattern", line.get_linestyle())
-    return (str(dashes), line.get_marker(), round(line.get_linewidth(), 1), line.get_alpha())
+    return (str(dashes), line.get_marker(), line.get_alpha())
