@@ -132,8 +132,8 @@ def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
         predicted={"difference": 0},
         measured={"difference": errors},
         curves=(
-            Curve("x_1² − x_j² of the top component", np.arange(1, steps + 1), predicted[0, :, 0, 0, 1:],
-                  measured[0, 1:, 0, 0, 1:], xlabel="step"),
+            Curve("x_1² − x_j² of the top component, from the step before", np.arange(1, steps + 1),
+                  predicted[0, :, 0, 0, 1:], measured[0, 1:, 0, 0, 1:], xlabel="step"),
         ),
     )
 
