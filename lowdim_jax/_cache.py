@@ -27,12 +27,14 @@ def cache_programs() -> None:
 def compile_quickly() -> None:
     """Have XLA compile CPU programs in less time: they run once, and compiling is most of a first run.
 
-    Without fusion emitters, 1.3 times as fast. Call it before anything is computed. `XLA_FLAGS` of the user's
-    own stays as it is, and versions of JAX that this was not tried with are left alone: a flag that XLA does
-    not know ends the process.
+    Without fusion emitters, 1.3 times as fast. A program is not split into parts that are compiled side by
+    side either, which takes a third less processor time where other processes have the other cores (and
+    fewer memory maps). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it is, and
+    versions of JAX that this was not tried with are left alone: a flag that XLA does not know ends the process.
     """
     if jax.__version_info__[:2] in ((0, 10), (0, 11)):
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ.setdefault("XLA_FLAGS", flags)
 
 
 @contextmanager

@@ -75,6 +75,26 @@ def _per_seed(function, inputs, numbers, static):
     return jax.lax.map(lambda seed: function(*seed, **numbers, **dict(static)), inputs)
 
 
+def once(setting: Setting, make: Callable, /, **arguments):
+    """`make(setting, **arguments)`, made once a run: for controls that break what it is compared with.
+
+    Examples
+    --------
+    >>> from theory_checks import Setting
+    >>> from theory_checks.runs import once
+    >>> setting, made = Setting(seeds=2), []
+    >>> for _ in range(2):
+    ...     once(setting, made.append)
+    >>> len(made)
+    1
+    """
+    made = setting.__dict__.setdefault("_made", {})
+    key = make, tuple(sorted(arguments.items()))
+    if key not in made:
+        made[key] = make(setting, **arguments)
+    return made[key]
+
+
 @jax.jit
 def modes_under_flow(targets: ld.LowRank, weights, times, alpha, rtol) -> jax.Array:
     """`u*_iᵀ W v*_i` of every seed at `times`, `(seeds, times, r)`.

@@ -1,6 +1,7 @@
 """One component of the original network, whatever its width: three scalars (docs/theory.md 3.7)."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -86,8 +87,9 @@ def original_mode(
     check("target", target, lambda v: v >= 0, "at least 0")
     check("scale", scale, lambda v: v > 0, "more than 0")
     check("overlap", overlap, lambda v: np.abs(v) <= 1, "between -1 and 1")
-    arguments = broadcast(t, target, scale, overlap)
-    return _two_layers(*arguments) if depth == 2 else _deeper(*arguments, depth=depth)
+    if depth == 2:
+        return _two_layers(*broadcast(t, target, scale, overlap))
+    return _along_axes(*broadcast(t, target, scale, overlap), depth, _axes_of_time(t, target, scale, overlap))
 
 
 @jax.jit
@@ -118,12 +120,40 @@ _LENGTH = 0.7
 """Length of a step, in units of the time that the fastest scalar takes."""
 
 
-@jax.jit(static_argnames="depth")
-def _deeper(t, target, scale, overlap, *, depth):
-    """The scalars `ln x`, `ln y`, `ln tan φ` of 3.7, in steps as long as their fastest rate allows."""
+def _axes_of_time(t: ArrayLike, *others: ArrayLike) -> tuple[int, ...]:
+    """Axes of the result along which only the time differs: one solution passes through all its points."""
+    shape = np.broadcast_shapes(*map(np.shape, (t, *others)))
+    fixed = np.broadcast_shapes(*map(np.shape, others))
+    fixed = (1,) * (len(shape) - len(fixed)) + fixed
+    return tuple(axis for axis, size in enumerate(fixed) if size == 1)
+
+
+@partial(jax.jit, static_argnames=("depth", "axes"))
+def _along_axes(t, target, scale, overlap, depth: int, axes: tuple[int, ...]) -> OriginalMode:
+    """`_deeper` over the times of each component, sorted; in the order and shape of the arguments."""
+    first = tuple(range(len(axes)))
+    times = jnp.moveaxis(t, axes, first)
+    inner = times.shape[len(axes) :]
+    rows = times.reshape(-1, *inner)
+    order = jnp.argsort(rows, axis=0)
+    one_each = (jnp.moveaxis(part, axes, first).reshape(-1, *inner)[0] for part in (target, scale, overlap))
+    sorted_ = _deeper(jnp.take_along_axis(rows, order, 0), *one_each, depth=depth)
+
+    def restored(part):
+        part = jnp.take_along_axis(part, jnp.argsort(order, axis=0), 0)
+        return jnp.moveaxis(part.reshape(times.shape), first, axes)
+
+    return OriginalMode(*map(restored, sorted_))
+
+
+def _deeper(times, target, scale, overlap, *, depth):
+    """The scalars `ln x`, `ln y`, `ln tan φ` of 3.7, in steps as long as their fastest rate allows.
+
+    From each of the sorted `times`, a first axis, on to the next.
+    """
     far = 300.0  # ln tan φ of an exactly aligned, or opposed, start
     tilt = (jnp.log1p(-overlap) - jnp.log1p(overlap)) / 2
-    state = jnp.stack([jnp.log(scale), jnp.log(scale), jnp.clip(tilt, -far, far)])
+    start = jnp.stack([jnp.log(scale), jnp.log(scale), jnp.clip(tilt, -far, far)])
 
     def velocity(state):
         log_x, log_y, tilt = state
@@ -137,7 +167,7 @@ def _deeper(t, target, scale, overlap, *, depth):
         ])
 
     def settled(state):
-        eps = jnp.finfo(t.dtype).eps
+        eps = jnp.finfo(times.dtype).eps
         over = state[2] < math.log(eps)
         return over & (jnp.abs(jnp.exp(depth * state[0]) - target) <= 2 * eps * target)
 
@@ -145,7 +175,7 @@ def _deeper(t, target, scale, overlap, *, depth):
         state, left = carry
         x = jnp.exp(state[0])
         rate = depth * x ** (depth - 2) * jnp.maximum(target, x**depth)
-        longest = _LENGTH / jnp.maximum(rate, jnp.finfo(t.dtype).tiny)
+        longest = _LENGTH / jnp.maximum(rate, jnp.finfo(times.dtype).tiny)
         h = jnp.where(settled(state), 0, jnp.minimum(left, longest))
         return _extrapolated(velocity, state, h[None]), left - h
 
@@ -153,7 +183,16 @@ def _deeper(t, target, scale, overlap, *, depth):
         state, left = carry
         return jnp.any((left > 0) & ~settled(state))
 
-    state, left = jax.lax.while_loop(moving, advance, (state, t))
+    def follow(carry, pause):
+        """On by `pause`; what of it a settled component had left is carried along."""
+        state, idle = carry
+        state, left = jax.lax.while_loop(moving, advance, (state, pause))
+        idle = idle + left
+        return (state, idle), (state, idle)
+
+    pauses = jnp.diff(times, axis=0, prepend=jnp.zeros_like(times[:1]))
+    _, (state, left) = jax.lax.scan(follow, (start, jnp.zeros_like(times[0])), pauses)
+    state = jnp.moveaxis(state, 1, 0)
     # Settled ones: from here the smaller one only decays, y^{2−2L} growing by (2L − 2) t.
     power = 2 - 2 * depth
     log_y = state[1] + jnp.log1p(-power * left * jnp.exp(-power * state[1])) / power
