@@ -28,13 +28,31 @@ def compile_quickly() -> None:
     """Have XLA compile CPU programs in less time: they run once, and compiling is most of a first run.
 
     Without fusion emitters, 1.3 times as fast. A program is not split into parts that are compiled side by
-    side either, which takes a third less processor time where other processes have the other cores (and
-    fewer memory maps). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it is, and
-    versions of JAX that this was not tried with are left alone: a flag that XLA does not know ends the process.
+    side either, which takes a third less processor time: other processes have the other cores. Call it before
+    anything is computed. `XLA_FLAGS` of the user's own stays as it is, and versions of JAX that this was not
+    tried with are left alone: a flag that XLA does not know ends the process.
     """
     if jax.__version_info__[:2] in ((0, 10), (0, 11)):
         flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ.setdefault("XLA_FLAGS", flags)
+
+
+MOST_MAPS = 30_000
+"""Memory maps after which programs are forgotten: Linux grants a process 65,530, and then it is killed."""
+
+
+def forget_programs(most: int = MOST_MAPS, /) -> None:
+    """Forget compiled programs, each of which holds some memory maps, where there are too many of these.
+
+    What is needed again is compiled again, or read from the cache on disk.
+    """
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            count = sum(1 for _ in maps)
+    except OSError:
+        return  # not Linux: no such limit
+    if count > most:
+        jax.clear_caches()
 
 
 @contextmanager

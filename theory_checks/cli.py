@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -183,6 +184,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    start = time.perf_counter()
     require_writable(arguments.out)
     if arguments.seeds > MOST_SEEDS:
         raise ValueError(f"--seeds {arguments.seeds}, expected at most {MOST_SEEDS}")
@@ -247,6 +249,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if not results:
             print("theory-checks: interrupted before the first check", file=sys.stderr)
             return INTERRUPTED
+        about["seconds"] = round(time.perf_counter() - start, 3)
         results.sort(key=lambda result: [check.name for check in checks].index(result.name))
         paths = write(arguments.out, about, results, rows(all_checks(), results))
         print_table(results)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowdim_jax._cache import optimizing
+from lowdim_jax._cache import forget_programs, optimizing
 from theory_checks.interrupts import Interrupts
 from theory_checks.machine import circumstances, commit, processor
 from theory_checks.registry import Check, Curve, Evidence, NotApplicable, own_files
@@ -86,6 +86,7 @@ class Result:
 
 def run_check(check: Check, setting: Setting) -> Result:
     """Run one check and its controls; an exception inside it is an error, never a pass."""
+    forget_programs()
     start = time.perf_counter()
     claimed = check.name, check.claim, check.source
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import beta, kstest
+import scipy  # which loads its parts on first use
 
 import lowdim_jax as ld
 from lowdim_jax import spectra
@@ -144,12 +144,12 @@ def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
     scores = np.abs(means - rank**2 / d) / (squares.std(axis=2) / draws**0.5)
     # (1 + c)/2 of an entry c is Beta((d−1)/2, (d−1)/2), the squared norm of a row Beta(r/2, (d−r)/2).
     laws = {
-        "entry": ((1 + overlaps[..., 0, 1]) / 2, beta((d - 1) / 2, (d - 1) / 2)),
-        "row": (np.sum(overlaps[..., 0, :] ** 2, axis=3), beta(rank / 2, (d - rank) / 2)),
-        "column": (np.sum(overlaps[..., 1] ** 2, axis=3), beta(rank / 2, (d - rank) / 2)),
+        "entry": ((1 + overlaps[..., 0, 1]) / 2, scipy.stats.beta((d - 1) / 2, (d - 1) / 2)),
+        "row": (np.sum(overlaps[..., 0, :] ** 2, axis=3), scipy.stats.beta(rank / 2, (d - rank) / 2)),
+        "column": (np.sum(overlaps[..., 1] ** 2, axis=3), scipy.stats.beta(rank / 2, (d - rank) / 2)),
     }
     distances = np.array([
-        [[kstest(sample, law.cdf).statistic * draws**0.5 for sample in ways] for ways in samples]
+        [[scipy.stats.kstest(sample, law.cdf).statistic * draws**0.5 for sample in ways] for ways in samples]
         for samples, law in laws.values()
     ])  # laws × seeds × ways
     product = overlaps[..., 0, 0] * overlaps[..., 0, 1] * overlaps[..., 1, 0] * overlaps[..., 1, 1]

@@ -1,6 +1,7 @@
 """Recovery from partial measurements (docs/theory.md 1.2 to 1.5, 1.7)."""
 
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import lowdim_jax as ld
 from lowdim_jax.trajectory import Status
 from theory_checks.registry import Curve, Evidence, check
-from theory_checks.runs import compressed, original, per_seed
+from theory_checks.runs import compressed, once, original, per_seed
 from theory_checks.setting import Setting
 
 START = 3e-7
@@ -35,10 +36,13 @@ def _completion(target: ld.LowRank, key, fraction) -> ld.problems.Completion:
     return ld.completion(target.dense(), mask, truth=target)
 
 
-def _sensing(target: ld.LowRank, key, m: int) -> ld.problems.Sensing:
-    key = jax.random.fold_in(key, 1)
-    stack = ld.gaussian_measurements(key, m, target.shape, dtype=target.dtype)
-    return ld.sensing(stack, truth=target.dense(), curvature=1.0)
+def _problems(kind: str, targets: Sequence[ld.LowRank], key, size) -> list:
+    """The problem of each target, from the same measurements."""
+    if kind == "completion":
+        return [_completion(target, key, size) for target in targets]
+    key, first = jax.random.fold_in(key, 1), targets[0]
+    stack = ld.gaussian_measurements(key, size, first.shape, dtype=first.dtype)
+    return [ld.sensing(stack, truth=target.dense(), curvature=1.0) for target in targets]
 
 
 def _for_stacks(setting: Setting) -> Setting:
@@ -74,10 +78,11 @@ def _scale(problem, depth: int, start: float = START):
         "labels of another matrix": {"swap": True},
     },
     any_target=False,
+    optimized=True,
     rests_on=("theorem", "library"),
 )
 def surrogate_accuracy(setting: Setting, /, *, swap=False) -> Evidence:
-    squares = np.asarray(per_seed(_surrogate_errors, _for_stacks(setting), {"swap": swap}))
+    squares = once(setting, _squares)[:, int(swap)]
     return Evidence(
         errors=np.max(np.abs(squares - 1), axis=1),
         tolerance=0.25,
@@ -88,25 +93,29 @@ def surrogate_accuracy(setting: Setting, /, *, swap=False) -> Evidence:
     )
 
 
-def _surrogate_errors(target, key, *, swap):
-    """Squared errors of surrogates over their expectations.
+def _squares(setting: Setting) -> np.ndarray:
+    return np.asarray(per_seed(_surrogate_errors, _for_stacks(setting)))
+
+
+def _surrogate_errors(target, key):
+    """Squared errors of surrogates over their expectations, with the target's labels and with another's.
 
     Half of and twice as many measurements as entries, then a fifth and four fifths of the entries.
     """
     size = target.shape[0] * target.shape[1]
     counts, fractions = (size // 2, 2 * size), (0.2, 0.8)
-    seen = _this_or_another(target, key, swap)
+    seen = target, ld.random_target(key, target.shape, target.singular_values)
     norm = jnp.sum(target.singular_values**2)
-    problems = [_sensing(seen, key, m) for m in counts] + [_completion(seen, key, p) for p in fractions]
-    expected = [(size + 1) / m for m in counts] + [(1 - p) / p for p in fractions]
-    errors = [problem.surrogate_matrix() - target.dense() for problem in problems]
-    return jnp.stack([jnp.sum(e**2) / (norm * x) for e, x in zip(errors, expected, strict=True)])
-
-
-def _this_or_another(target, key, swap):
-    """The target, or where `swap` another one with its singular values."""
-    other = ld.random_target(key, target.shape, target.singular_values)
-    return jax.tree.map(lambda own, others: jnp.where(swap, others, own), target, other)
+    cases = [("sensing", m, (size + 1) / m) for m in counts]
+    cases += [("completion", p, (1 - p) / p) for p in fractions]
+    squares = [
+        [
+            jnp.sum((problem.surrogate_matrix() - target.dense()) ** 2) / (norm * expected)
+            for problem in _problems(kind, seen, key, measured)
+        ]
+        for kind, measured, expected in cases
+    ]
+    return jnp.array(squares).T
 
 
 @check(
@@ -122,8 +131,8 @@ def surrogate_angle(setting: Setting, /, *, swap=False) -> Evidence:
     """On small matrices of its own, well measured: first order is for small angles."""
     counts, fractions = (500, 4000), (0.7, 0.95)
     data = (("sensing", counts), ("completion", fractions))
-    sines = per_seed(_surrogate_sines, setting, {"swap": swap}, data=data, dtype=setting.dtype)
-    measured, predicted = np.moveaxis(np.asarray(sines), 2, 0)  # seeds × data
+    sines, predicted = once(setting, _sines, data=data)  # seeds × data
+    measured = sines[..., int(swap)]
     names = [f"m = {m}" for m in counts] + [f"p = {p}" for p in fractions]
     return Evidence(
         errors=np.max(np.abs(measured / predicted - 1), axis=1),
@@ -135,23 +144,30 @@ def surrogate_angle(setting: Setting, /, *, swap=False) -> Evidence:
     )
 
 
-def _surrogate_sines(_, key, *, swap, data, dtype):
-    """Root mean square sines over draws, and their predictions, `(data, 2)`."""
-    sigma = jnp.array([2.0, 1.0], dtype)
-    pairs = []
-    for problem, sizes in data:
-        d, problem_of = (12, _sensing) if problem == "sensing" else (40, _completion)
-        target = ld.random_target(jax.random.fold_in(key, d), (d, d), sigma)
-        seen = _this_or_another(target, key, swap)
-        for size in sizes:
-            def square(key, target=target, seen=seen, size=size, problem_of=problem_of):
-                left = jnp.linalg.svd(problem_of(seen, key, size).surrogate_matrix())[0][:, : len(sigma)]
-                return jnp.sum(jnp.sin(ld.linalg.subspace_angles(left, target.left)) ** 2)
+def _sines(setting: Setting, *, data) -> tuple[np.ndarray, np.ndarray]:
+    sines, predicted = per_seed(_surrogate_sines, setting, data=data, dtype=setting.dtype)
+    return np.asarray(sines), np.asarray(predicted)
 
-            mean = jnp.mean(jax.lax.map(square, jax.random.split(key, DRAWS)))
-            known = {"measurements" if problem == "sensing" else "observed": size}
-            pairs.append(jnp.stack([jnp.sqrt(mean), ld.theory.surrogate_angle(target, **known)]))
-    return jnp.stack(pairs)
+
+def _surrogate_sines(_, key, *, data, dtype):
+    """Root mean square sines over draws, with the target's labels and with another's, and predicted ones."""
+    sigma = jnp.array([2.0, 1.0], dtype)
+    means, predicted = [], []
+    for kind, sizes in data:
+        d = 12 if kind == "sensing" else 40
+        target = ld.random_target(jax.random.fold_in(key, d), (d, d), sigma)
+        seen = target, ld.random_target(key, target.shape, sigma)
+        for size in sizes:
+            def squares(key, kind=kind, target=target, seen=seen, size=size):
+                matrices = [problem.surrogate_matrix() for problem in _problems(kind, seen, key, size)]
+                leading = jnp.linalg.svd(jnp.stack(matrices))[0][..., : len(sigma)]
+                angles = jax.vmap(ld.linalg.subspace_angles, (0, None))(leading, target.left)
+                return jnp.sum(jnp.sin(angles) ** 2, axis=1)
+
+            means.append(jnp.mean(jax.lax.map(squares, jax.random.split(key, DRAWS)), axis=0))
+            known = {"measurements" if kind == "sensing" else "observed": size}
+            predicted.append(ld.theory.surrogate_angle(target, **known))
+    return jnp.sqrt(jnp.stack(means)), jnp.stack(predicted)
 
 
 @check(
@@ -165,18 +181,11 @@ def _surrogate_sines(_, key, *, swap, data, dtype):
     pinned_by="library-descent",
 )
 def recovery_dominance(setting: Setting, /, *, random=False) -> Evidence:
-    every, narrow = 10, _for_stacks(setting)
-    kinds = {
-        "completion": (setting, OBSERVED[setting.size]),
-        "sensing": (narrow, 3 * narrow.shape[0] * narrow.shape[1] // 8),
-    }
+    every = 10
     worst, share, curves = [], {}, []
-    for name, (own, size) in kinds.items():
-        errors = per_seed(
-            _errors_of_both, own, {"random": random}, name=name, size=size, rank=own.compressed_rank,
-            every=every,
-        )
-        small, full = np.moveaxis(np.asarray(errors), 1, 0)
+    for name in ("completion", "sensing"):
+        spectral, unaligned, full = once(setting, _errors_in, name=name, every=every)
+        small = unaligned if random else spectral
         worst.append(np.max(small - full, axis=1))
         above = full > RECOVERED
         share[name] = float(np.mean(small[above] <= full[above]))
@@ -199,18 +208,29 @@ def recovery_dominance(setting: Setting, /, *, random=False) -> Evidence:
     )
 
 
-def _errors_of_both(target, key, *, random, name, size, rank, every):
-    """Recovery errors of the compressed and of the original network along training."""
-    problem = {"completion": _completion, "sensing": _sensing}[name](target, key, size)
+def _errors_in(setting: Setting, *, name, every) -> np.ndarray:
+    """Recovery errors of every seed along training, `(3, seeds, records)`."""
+    if name == "sensing":
+        setting = _for_stacks(setting)
+        size = 3 * setting.shape[0] * setting.shape[1] // 8
+    else:
+        size = OBSERVED[setting.size]
+    rank = setting.compressed_rank
+    errors = per_seed(_errors_of_three, setting, name=name, size=size, rank=rank, every=every)
+    return np.moveaxis(np.asarray(errors), 1, 0)
+
+
+def _errors_of_three(target, key, *, name, size, rank, every):
+    """Recovery errors of the compressed network, of one with random outer factors, and of the original."""
+    (problem,) = _problems(name, (target,), key, size)
     common = {"depth": 3, "scale": 0.03}
     starts = (
-        compressed(target, key, rank=rank, start="random", **common),
         ld.compress(problem, rank=rank, **common),
+        compressed(target, key, rank=rank, start="random", **common),
     )
-    narrow = jax.tree.map(partial(jnp.where, random), *starts)
-    full = original(target, key, **common)
     train = partial(_trained, problem, alpha=1.0, steps=1200, every=every)
-    return jnp.stack([train(narrow), train(full)])
+    narrow = jax.lax.map(train, jax.tree.map(lambda *layers: jnp.stack(layers), *starts))
+    return jnp.concatenate([narrow, train(original(target, key, **common))[None]])
 
 
 @check(

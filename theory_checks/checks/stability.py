@@ -16,6 +16,7 @@ from theory_checks.runs import (
     edge,
     keep,
     observe_modes,
+    once,
     per_seed,
     require_distinct,
     steps_to_fit,
@@ -156,12 +157,8 @@ def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidenc
     depth, records = 3, 60
     rate = 0.3 * edge(setting, depth=depth)
     every = -(-steps_to_fit(setting, rate, depth=depth, scale=SCALE) // records)
-    sharp, top = (
-        np.asarray(part)
-        for part in per_seed(
-            _curvatures, setting, {"rate": rate}, depth=depth, rank=setting.compressed_rank,
-            scale=SCALE, steps=every * records, every=every,
-        )
+    sharp, top = once(
+        setting, _measured_curvatures, rate=rate, depth=depth, steps=every * records, every=every
     )
     goal = np.asarray(setting.targets.singular_values)[:, :1]
     power, risen_top = 1 / assumed_depth, np.maximum(top, 0)
@@ -182,6 +179,12 @@ def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidenc
                   xlabel="step", ylabel="sharpness"),
         ),
     )
+
+
+def _measured_curvatures(setting: Setting, *, rate, **static):
+    static |= {"rank": setting.compressed_rank, "scale": SCALE}
+    found = per_seed(_curvatures, setting, {"rate": rate}, **static)
+    return tuple(np.asarray(part) for part in found)
 
 
 def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps):

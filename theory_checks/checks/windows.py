@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.optimize import minimize
+import scipy  # which loads its parts on first use
 
 import lowdim_jax as ld
 from lowdim_jax.window import _cores_of_outer
@@ -294,7 +294,7 @@ def largest_margin(setting: Setting, /, *, separable=True) -> Evidence:
 def _largest_margin(signed: np.ndarray) -> np.ndarray:
     """Shortest `w` with `w · y_i x_i ≥ 1` for all samples."""
     start = np.linalg.lstsq(signed.T, np.ones(signed.shape[1]), rcond=None)[0]
-    found = minimize(
+    found = scipy.optimize.minimize(
         lambda w: w @ w / 2, start, jac=lambda w: w, method="SLSQP",
         constraints={"type": "ineq", "fun": lambda w: w @ signed - 1, "jac": lambda w: signed.T},
         options={"maxiter": 500, "ftol": 1e-12},

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import mpmath
 import numpy as np
+import scipy  # which loads its parts on first use
 from mpmath import mp, mpf
-from scipy.integrate import solve_ivp
 
 DIGITS = 30
 
@@ -114,7 +114,7 @@ def mode_values(times: Sequence[float], target: float, *, depth: int, scale: flo
         sigma = np.exp(np.sum(logs))
         return rates * (target - sigma) * sigma * np.exp(-2 * logs)
 
-    run = solve_ivp(
+    run = scipy.integrate.solve_ivp(
         velocity, (0.0, float(times[-1])), np.full(depth, np.log(scale)), method="LSODA", t_eval=times,
         rtol=1e-12, atol=1e-13,
     )

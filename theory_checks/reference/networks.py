@@ -6,8 +6,8 @@ A *problem* here is a function of the end-to-end matrix `W` that returns its los
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy  # which loads its parts on first use
 from numpy.typing import ArrayLike
-from scipy.integrate import solve_ivp
 
 Network = list[np.ndarray]
 MatrixLoss = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -216,7 +216,7 @@ def flow(
         return np.concatenate([-a * g.ravel() for a, g in zip(rates, gradients, strict=True)])
 
     start = np.concatenate([np.ravel(weight) for weight in weights])
-    run = solve_ivp(
+    run = scipy.integrate.solve_ivp(
         velocity, (0.0, float(times[-1])), start, method=method, t_eval=times, rtol=rtol, atol=atol
     )
     return [unpack(column) for column in run.y.T]
