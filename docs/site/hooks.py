@@ -22,6 +22,8 @@ _STATEMENT = re.compile(r"^### ((\d+)\.(\d+) .*)$", re.MULTILINE)
 _SECTION = re.compile(r"^## ((\d+)\. .*)$", re.MULTILINE)
 _CITED = re.compile(r"docs/theory\.md((?:,? (?:and )?\d+(?:\.\d+)?\b(?![-–]))*)(?!\w)")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+))?")
+_PICTURES = re.compile(r'<p>((?:<img [^>]*src="(?:\.\./)*images/[^>]*>\s*)+)</p>')
+_PICTURE = re.compile(r'<img [^>]*alt="([^"]*)"[^>]*>')
 _SHIM = "https://unpkg.com/iframe-worker/shim"
 """What the theme loads so that pages on a disk can be searched; `search.js` takes its place."""
 _FROM_ELSEWHERE = re.compile(
@@ -58,7 +60,7 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     """Set mathematics, and link statements where they are cited."""
-    html = mathematics.set_all(html)
+    html = _PICTURES.sub(_captioned, mathematics.set_all(html))
     if page.file.src_path in tables.PAGES:
         html = tables.with_links(html, page.file.src_path)
     up = "../" * page.file.src_path.count("/")
@@ -71,6 +73,12 @@ def on_page_content(html, page, config, files):
         return f'<a href="{up}theory.html">Theory</a>{_NUMBER.sub(number, cited[1])}'
 
     return _CITED.sub(link, html)
+
+
+def _captioned(found):
+    """Pictures that are a paragraph of their own, with what they show below each."""
+    images = _PICTURE.finditer(found[1])
+    return "".join([f"<figure>{one[0]}<figcaption>{one[1]}</figcaption></figure>" for one in images])
 
 
 def on_post_page(output, page, config):
