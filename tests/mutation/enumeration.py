@@ -4,6 +4,7 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,33 @@ class Mutant:
         changed = mutate_code(source, _operator(self.operator), self.occurrence)
         assert changed is not None, self
         return changed
+
+
+    @property
+    def function(self) -> str:
+        """The outermost function or method that the place is in; `""` at the level of the module."""
+        found = ""
+        for name, first, last in _functions(self.path):
+            if first <= self.line <= last:
+                found = name
+        return found
+
+
+@cache
+def _functions(path: str) -> list[tuple[str, int, int]]:
+    """Name, first and last line, decorators included, of the functions and methods of a module."""
+    found = []
+
+    def visit(body, prefix):
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                found.append((prefix + node.name, first, node.end_lineno or node.lineno))
+
+    visit(ast.parse((ROOT / path).read_text("utf-8")).body, "")
+    return found
 
 
 def mutants() -> list[Mutant]:

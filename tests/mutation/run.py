@@ -1,36 +1,41 @@
 """Break the library in one place after another, and count what notices. See docs/mutation.md.
 
 Each mutant is a fork of one process that has JAX and its like imported, but neither the library nor a
-device: the child imports the library with one module's source replaced. Results are appended to a file, one
-line a mutant, so that a run goes on where the last one ended.
+device: the child imports the library with one module's source replaced. It runs the checks that run the
+function which is broken, the cheapest first, until one fails. Results are appended to a file, one line a
+mutant, so that a run goes on where the last one ended.
 """
 
 import argparse
-import importlib.abc
-import importlib.util
 import json
 import os
 import random
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from enumeration import SETTINGS, Mutant, mutants  # noqa: E402  (its folder is on the path only now)
+from forks import in_a_fork, preload, run_checks, run_tests  # noqa: E402
 
-HEAVY = ("jax", "optax", "diffrax", "flax.nnx", "scipy.optimize", "scipy.integrate", "scipy.sparse.linalg",
-         "mpmath", "rich.table", "jinja2", "pytest", "sklearn.datasets")  # fmt: skip
+SEEN = Path(__file__).with_name("seen.json")
+"""Seconds that each check takes, and the checks that run each function, from `--measure`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the mutants asked for that the results do not have yet, and print the score of all results."""
     arguments = _parser().parse_args(argv)
+    if arguments.cache:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(arguments.cache)
+    if arguments.measure:
+        preload()
+        return _measure()
     known = _read(arguments.results)
     chosen = [mutant for mutant in mutants() if not mutant.equivalent]
     if arguments.sample:
@@ -38,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list:
         print(*(f"{mutant.name}  line {mutant.line}: {mutant.code}" for mutant in chosen), sep="\n")
         return 0
-    for module in HEAVY:
-        importlib.import_module(module)
-    if not known and not _passes_unbroken(chosen, arguments.with_tests):
-        return 1
+    preload()
     begin = time.monotonic()
     for mutant in chosen:
         if mutant.name in known:
@@ -54,138 +56,101 @@ def main(argv: Sequence[str] | None = None) -> int:
         with arguments.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
         verdict = result["killed_by"] or "SURVIVED"
-        print(f"{verdict:9} {result['seconds']:5.0f} s  {mutant.name}  {mutant.code}", flush=True)
+        print(f"{verdict:9} {result['seconds']:5.0f} s  {mutant.name}  {result['detail']}", flush=True)
     _print_score([known[mutant.name] for mutant in chosen if mutant.name in known])
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--sample", type=int, metavar="N", help="N mutants drawn at random, not all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
-    parser.add_argument("--first-only", action="store_true",
-                        help="only the checks, and test files, that look at the module most directly")
+    parser.add_argument("--most", type=float, default=float("inf"), metavar="S",
+                        help="seconds of checks that a mutant is shown to, by what they take unbroken; "
+                        "default: all that run what is broken")
     parser.add_argument("--with-tests", action="store_true", help="let the tests try what the checks miss")
     parser.add_argument("--minutes", type=float, metavar="M", help="start no mutant after M minutes")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds after which one has no end")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds after which one has no end")
     parser.add_argument("--results", type=Path, default=ROOT / "mutation.jsonl", metavar="FILE")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="of compiled programs, between runs")
+    parser.add_argument("--measure", action="store_true",
+                        help="write anew which check runs which function, and its seconds (some minutes)")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     return parser
 
 
-def _judge(mutant: Mutant, arguments: argparse.Namespace) -> dict:
+def _judge(mutant: Mutant, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run checks, and then tests, on a mutant until something notices."""
-    begin, killed_by = time.monotonic(), ""
-    first = _of(mutant, SETTINGS["first"])
-    stages = [("a check", lambda: _run_checks(first))]
-    if not arguments.first_only:
-        stages.append(("a check", lambda: _run_checks(())))
-    if arguments.with_tests:
-        files = [str(ROOT / "tests" / name) for name in _of(mutant, SETTINGS["tests"])]
-        there = [name for name in files if Path(name).exists()]
-        stages.append(("a test", lambda: _run_tests(there)))
-        if not arguments.first_only:
-            stages.append(("a test", lambda: _run_tests([str(ROOT / "tests")])))
-    for name, stage in stages:
-        code = _in_a_fork(mutant, stage, arguments.timeout)
-        killed_by = {0: "", 1: name, None: "no end"}.get(code, "an error")
-        if killed_by:
-            break
-    seconds = round(time.monotonic() - begin, 1)
+    begin = time.monotonic()
+    names, all_of_them = checks_for(mutant, arguments.most)
+    said, end = in_a_fork(mutant, partial(run_checks, names), arguments.timeout)
+    failed = next((line for line in said if not line["held"]), None)
+    killed_by = "a check" if failed else end
+    detail = f"{failed['check']}: {failed['detail']}" if failed else ""
+    if not killed_by and arguments.with_tests:
+        files = [str(ROOT / "tests" / name) for name in _tests_of(mutant)]
+        said, end = in_a_fork(mutant, partial(run_tests, files), arguments.timeout)
+        killed_by = "a test" if end or not all(line["held"] for line in said) else ""
     return {
         "name": mutant.name, "line": mutant.line, "code": mutant.code, "killed_by": killed_by,
-        "seconds": seconds, "first_only": arguments.first_only, "with_tests": arguments.with_tests,
+        "detail": detail, "tried": len(names), "all": all_of_them, "with_tests": arguments.with_tests,
+        "seconds": round(time.monotonic() - begin, 1),
     }  # fmt: skip
 
 
-def _passes_unbroken(chosen: Sequence[Mutant], with_tests: bool) -> bool:
-    """Whether the first checks, and test files, pass where nothing is broken: else a kill shows nothing."""
-    stages = {"checks": lambda: _run_checks(_first_of(chosen))}
-    if with_tests:
-        files = {name for mutant in chosen for name in _of(mutant, SETTINGS["tests"])}
-        stages["tests"] = lambda: _run_tests([str(ROOT / "tests" / name) for name in sorted(files)])
-    for name, stage in stages.items():
-        if (code := _in_a_fork(None, stage, 3600)) != 0:
-            print(f"the {name} do not pass where nothing is broken: exit code {code}", file=sys.stderr)
-            return False
-    return True
+def checks_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
+    """Checks that run what a mutant breaks, in turn, up to `most` seconds; and whether these are all.
+
+    First those that look at the module most directly, then the cheapest. What is at the level of a module
+    can reach all of them.
+    """
+    seen = json.loads(SEEN.read_text("utf-8"))
+    first = [name for name in _first(mutant) if name in seen["seconds"]]
+    function = mutant.function
+    running = seen["functions"].get(mutant.module, {}).get(function, []) if function else seen["seconds"]
+    order = [name for name in first if name in running]
+    order += sorted((name for name in running if name not in order), key=lambda name: seen["seconds"][name])
+    kept, spent = [], 0.0
+    for name in order:
+        spent += seen["seconds"][name]
+        if kept and spent > most:
+            return kept, False
+        kept.append(name)
+    return kept, True
 
 
-def _first_of(chosen: Iterable[Mutant]) -> list[str]:
-    """Every check that is the first for one of the mutants."""
-    return sorted({name for mutant in chosen for name in _of(mutant, SETTINGS["first"])})
+def _first(mutant: Mutant) -> list[str]:
+    table = SETTINGS["first"]
+    return table.get(mutant.module) or table[mutant.module.partition("/")[0]]
 
 
-def _of(mutant: Mutant, table: dict[str, list[str]]) -> list[str]:
-    return table[mutant.module.partition("/")[0]]
+def _tests_of(mutant: Mutant) -> list[str]:
+    table = SETTINGS["tests"]
+    names = table.get(mutant.module) or table[mutant.module.partition("/")[0]]
+    return [name for name in names if (ROOT / "tests" / name).exists()]
 
 
-def _run_checks(names: Iterable[str]) -> int:
-    from theory_checks.cli import main
-
-    only = [part for name in names for part in ("--only", name)]
-    with tempfile.TemporaryDirectory() as folder:
-        return main(["run", "--seeds", "1", "--fail-fast", "--out", folder, *only])
-
-
-def _run_tests(files: Sequence[str]) -> int:
-    import pytest
-
-    plain = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--rootdir", str(ROOT)]
-    return int(pytest.main([*plain, *files]))
-
-
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from another source than its file's."""
-
-    def __init__(self, mutant: Mutant):
-        self.name = "lowdim_jax." + mutant.module.replace("/", ".")
-        self.path, self.source = ROOT / mutant.path, mutant.source()
-
-    def find_spec(self, fullname, path=None, target=None):
-        """The module it replaces, and no other."""
-        if fullname == self.name:
-            return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
-        return None
-
-    def create_module(self, spec):
-        """As usual."""
-        return None
-
-    def exec_module(self, module):
-        """Run the other source."""
-        exec(compile(self.source, str(self.path), "exec"), module.__dict__)
+def _measure() -> int:
+    """Run every check unbroken, in a fork each, and write which functions it runs."""
+    said, end = in_a_fork(None, _names, 300)
+    names = said[0]["names"] if said else []
+    seconds, functions = {}, {}
+    for name in names:
+        said, end = in_a_fork(None, partial(run_checks, [name], trace=True), 900)
+        if end or not said[0]["held"]:
+            print(f"{name} does not hold where nothing is broken: {end or said[0]['detail']}")
+            return 1
+        seconds[name] = said[0]["seconds"]
+        for module, function in said[0]["ran"]:
+            functions.setdefault(module, {}).setdefault(function, []).append(name)
+    SEEN.write_text(json.dumps({"seconds": seconds, "functions": functions}, sort_keys=True) + "\n", "utf-8")
+    return 0
 
 
-def _in_a_fork(mutant: Mutant | None, stage, timeout: float) -> int | None:
-    """Exit code of a stage in a child with the mutant, or with nothing broken; None where it had no end."""
-    child = os.fork()
-    if child == 0:
-        code = 3
-        try:
-            os.setsid()
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-            sys.dont_write_bytecode = True
-            if mutant is not None:
-                sys.meta_path.insert(0, _Finder(mutant))
-            code = stage()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 3
-        except BaseException:
-            code = 3
-        finally:
-            os._exit(code)
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.1)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+def _names(say) -> None:
+    from theory_checks.selection import all_checks
+
+    say({"names": [check.name for check in all_checks() if not check.alone]})
 
 
 def _read(path: Path) -> dict[str, dict]:
