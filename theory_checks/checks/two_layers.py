@@ -22,6 +22,8 @@ CASES = {
 }
 """Widths `d_in`, `h`, `d_out`, and the scales of both layers."""
 TIMES = np.array([0.0, 0.03, 0.2, 0.5, 1.0, 2.0, 5.0, 25.0])
+LATE = 1e12
+"""A time at which even what only decays, as 1/t, is gone."""
 SIGMA = np.array([3.0, 1.5, 1.0])
 
 
@@ -50,8 +52,13 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
         outer = outer_scale * _semi_orthogonal(rng, d_out, hidden)
         inner = inner * (1 + spread * rng.standard_normal((hidden, 1)))
         target = haar(rng, d_out, 3) * SIGMA @ haar(rng, d_in, 3).T
-        cast = [np.asarray(x, setting.dtype) for x in (TIMES, inner, outer, factor * target)]
-        predicted = closed_form(*cast)
+        clock = np.append(TIMES, LATE)
+        cast = [np.asarray(x, setting.dtype) for x in (clock, inner, outer, factor * target)]
+        everything = closed_form(*cast)
+        left, sigma, right = np.linalg.svd(factor * target)
+        limit = left[:, :hidden] * sigma[:hidden] @ right[:hidden]  # all that so many hidden units can hold
+        pairs[f"W_2 W_1 at last, {name}"] = everything.end_to_end[-1], limit
+        predicted = jax.tree.map(lambda part: part[:-1], everything)
         run = networks.flow(networks.factorization(target), [inner, outer], TIMES.tolist())
         measured = [np.array([w2 @ w1 for w1, w2 in run]), np.array([w1.T @ w1 for w1, _ in run]),
                     np.array([w2 @ w2.T for _, w2 in run])]
