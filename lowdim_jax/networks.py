@@ -116,11 +116,28 @@ def end_to_end_factors(
     >>> a.shape, b.shape
     ((4, 2), (2, 5))
     """
+    split = narrowest_hidden(weights)
+    return end_to_end(weights[split:]), end_to_end(weights[:split])
+
+
+def narrowest_hidden(weights: Sequence[AnyArray], /) -> int:
+    """Number `k` of the first of the narrowest hidden layers, whose width is `d_k`.
+
+    Raises
+    ------
+    ValueError
+        If the network has one layer.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> narrowest_hidden((jnp.ones((3, 5)), jnp.ones((2, 3)), jnp.ones((4, 2))))
+    2
+    """
     hidden = widths(weights)[1:-1]
     if not hidden:
         raise ValueError("weights has one layer: there is no hidden layer to split at")
-    split = 1 + hidden.index(min(hidden))
-    return end_to_end(weights[split:]), end_to_end(weights[:split])
+    return 1 + hidden.index(min(hidden))
 
 
 def forward(weights: Sequence[AnyArray], x: Real[AnyArray, "d_0 n"], /) -> Float[AnyArray, "d_L n"]:

@@ -254,3 +254,38 @@ def test_a_network_of_other_shape_is_named(form):
         problem.recovery_error(network((9, 3, 8)))
     with pytest.raises(ValueError, match="depth=0, expected an integer of at least 1"):
         ld.max_learning_rate(problem, depth=0)
+
+
+@pytest.mark.parametrize("kind", ["dense", "factored"])
+def test_a_gradient_of_a_narrow_network_takes_the_operations_it_needs(kind):
+    """As the compiler counts them, not by a clock: none of `d²` but `Φ Bᵀ` and `Aᵀ Φ` of a dense Φ."""
+    d, width, rank = 60, 6, 3
+    target = ld.random_target(jax.random.key(0), (d, d), jnp.arange(rank, 0, -1.0))
+    weights = ld.compress(target, depth=3, scale=0.1, rank=width)
+    problem = ld.factorization(target.dense() if kind == "dense" else target)
+    counted = jax.jit(jax.grad(problem.loss)).lower(weights).compile().cost_analysis()["flops"]
+    with_target = 4 * d**2 * width if kind == "dense" else 8 * d * rank * width
+    in_the_network = 14 * d * width**2  # A, AᵀA, BBᵀ, both in gradients, A in those of its layers
+    entrywise = 8 * d * width + 20 * width**3
+    assert counted <= with_target + in_the_network + entrywise
+    assert counted >= with_target + in_the_network
+
+
+def test_the_derivative_of_the_loss_is_that_of_the_residual_whatever_its_order(x64):
+    rng = np.random.default_rng(0)
+    weights = tuple(jnp.asarray(rng.standard_normal(shape)) for shape in ((2, 7), (2, 2), (6, 2)))
+    change = tuple(jnp.asarray(rng.standard_normal(layer.shape)) for layer in weights)
+    target = jnp.asarray(rng.standard_normal((6, 7)))
+
+    def plain(weights):
+        first, second, third = weights
+        return jnp.sum((third @ second @ first - target) ** 2) / 2
+
+    def hessian_product(loss):
+        return jax.jvp(jax.grad(loss), (weights,), (change,))[1]
+
+    ours = ld.factorization(target).loss
+    for found, expected in zip(hessian_product(ours), hessian_product(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    slopes = [jax.jvp(loss, (weights,), (change,))[1] for loss in (ours, plain)]
+    np.testing.assert_allclose(*slopes, rtol=1e-12)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from lowdim_jax._host import AnyArray
 from lowdim_jax.linalg import LowRank, as_matrix, dense, frobenius_norm
-from lowdim_jax.networks import check_fits, end_to_end, end_to_end_factors, widths
+from lowdim_jax.networks import check_fits, end_to_end, narrowest_hidden, widths
 from lowdim_jax.theory import stability
 
 
@@ -141,7 +141,8 @@ def squared_error(target: AnyArray | LowRank, weights: Sequence[AnyArray], /) ->
 
     The value is a sum of squares of small things: `‖W‖² − 2⟨W, Φ⟩ + ‖Φ‖²` would lose half the digits of it.
     For a narrow network `W = A B` the derivative *is* that of the expanded form, which costs a third less:
-    `A (B Bᵀ) − Φ Bᵀ` rounds as `(A B − Φ) Bᵀ` does, to `ε_mach ‖Φ‖ ‖B‖`.
+    `A (B Bᵀ) − Φ Bᵀ` rounds as `(A B − Φ) Bᵀ` does, to `ε_mach ‖Φ‖ ‖B‖`. `A` is multiplied out transposed, as
+    wide a matrix as `B`: a CPU multiplies `Aᵀ Φ` in rows, a fifth faster than in columns.
 
     Examples
     --------
@@ -152,16 +153,36 @@ def squared_error(target: AnyArray | LowRank, weights: Sequence[AnyArray], /) ->
     check_fits(weights, target.shape)
     if len(weights) == 1 or 2 * min(widths(weights)[1:-1]) > min(target.shape):
         return jnp.sum((end_to_end(weights) - dense(target)) ** 2)
-    a, b = end_to_end_factors(weights)
+    a_t, b = _wide_factors(weights)
+    a = a_t.T
     if isinstance(target, LowRank):
         a_in, b_in = target.left.T @ a, b @ target.right
         value = _error_of_factors(target, *map(jax.lax.stop_gradient, (a, b, a_in, b_in)))
         overlap = jnp.sum(a_in * (target.singular_values[:, None] * b_in.T))
     else:
         value = jnp.sum((jax.lax.stop_gradient(a) @ jax.lax.stop_gradient(b) - target) ** 2)
-        overlap = jnp.sum((a.T @ target) * b)
-    expanded = jnp.sum((a.T @ a) * (b @ b.T)) - 2 * overlap
+        overlap = jnp.sum((a_t @ target) * b)
+    expanded = jnp.sum(_gram(a_t) * _gram(b)) - 2 * overlap
     return value + (expanded - jax.lax.stop_gradient(expanded))
+
+
+def _wide_factors(weights: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
+    """`Aᵀ, B` of the end-to-end matrix `W = A B`, split as by `end_to_end_factors`."""
+    split = narrowest_hidden(weights)
+    return end_to_end([layer.T for layer in reversed(weights[split:])]), end_to_end(weights[:split])
+
+
+@jax.custom_jvp
+def _gram(rows: AnyArray) -> AnyArray:
+    """`M Mᵀ`, whose derivative is one product and not two: a matrix and its transpose."""
+    return rows @ rows.T
+
+
+@_gram.defjvp
+def _gram_jvp(primals, tangents):
+    (rows,), (change,) = primals, tangents
+    half = change @ rows.T
+    return rows @ rows.T, half + half.T
 
 
 def _error_of_factors(target: LowRank, a, b, a_in, b_in) -> jax.Array:
