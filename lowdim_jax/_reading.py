@@ -100,6 +100,19 @@ def read_bytes(path: Path, what: str, /) -> bytes:
     return content
 
 
+def read_utf8(path: Path, what: str, /) -> bytes:
+    """Text of a file as UTF-8, whatever it was in: as `read_text`, without a copy of what is UTF-8 already."""
+    content = read_bytes(path, what)
+    if b"\0" not in content and not content.startswith(tuple(_MARKS)):
+        try:
+            if not content.isascii():
+                content.decode()
+            return content
+        except UnicodeDecodeError:
+            pass
+    return _text(content, what).encode()
+
+
 def read_text(path: Path, what: str, /) -> str:
     """Text of a file: UTF-8, UTF-16 with its mark, or else Latin-1 (of Windows); gzip is unpacked.
 
@@ -108,7 +121,10 @@ def read_text(path: Path, what: str, /) -> str:
     ValueError
         In one sentence that begins with `what`, if it cannot be read or is no text.
     """
-    content = read_bytes(path, what)
+    return _text(read_bytes(path, what), what)
+
+
+def _text(content: bytes, what: str) -> str:
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
     place = 0
     for encoding in (marked,) if marked else ("utf-8", "cp1252"):

@@ -1,13 +1,13 @@
 """Lines of user, item and rating: which layout a file has, and every line of it."""
 
 import csv
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-from lowdim_jax._reading import named, number_of, read_text, short
+from lowdim_jax._reading import number_of, short
 
 LARGEST_RATING = 1e15
 """A rating of this size is no rating: its square would be near the end of single precision."""
@@ -25,6 +25,7 @@ HEADERS = {
     "rating": ("rating", "score", "stars", "overall", "preference"),
 }  # fmt: skip
 """Names of columns, to which endings like `Id` may be added, and something before `rating`."""
+KINDS = tuple(HEADERS)
 MARKS = {"\t": "tabs", "::": "'::'", ";": "semicolons", ",": "commas"}
 
 
@@ -33,7 +34,7 @@ class Layout(NamedTuple):
 
     separator: str
     split: Callable[[str], list[str]]
-    columns: tuple[int, int, int]
+    columns: tuple[int, ...]
     header: bool
     width: int
 
@@ -41,62 +42,54 @@ class Layout(NamedTuple):
         return f"{self.width} columns separated by {self.separator}, {'a' if self.header else 'no'} header"
 
 
-def read_lines(path: Path, /) -> list[tuple[str, str, float]]:
-    """User, item and rating of every line of a file; docs/inputs.md has the layouts that are taken.
+def layout_of(
+    line: str, here: str, /, *, columns: Sequence[str] | None = None, kinds: Sequence[str] = KINDS
+) -> Layout:
+    """The layout of a file, by its first line; of user, item and rating, or of the first two of these.
+
+    `columns` are names in the header, or numbers from 1 on.
 
     Raises
     ------
     ValueError
-        In one sentence that names file and line, if it cannot be read, a line is malformed or repeats
-        a user and an item, or its layout is not that of ratings.
+        If it is no header that names these, and no line of them either; or lacks one of `columns`.
     """
-    what = f"ratings {named(path)}"
-    lines = [
-        (number, line)
-        for number, line in enumerate(re.split("\r\n?|\n", read_text(path, what)), start=1)
-        if line.strip()
-    ]
-    while lines and _is_comment(lines[0][1]):
-        del lines[0]
-    if not lines:
-        raise ValueError(f"{what} holds no rating")
-    layout = layout_of(lines[0][1], f"{what}, line {lines[0][0]}")
-    table, first_at = [], {}
-    for number, line in lines[layout.header :]:
-        here = f"{what}, line {number}"
-        row = _row(line, layout, here)
-        if row[:2] in first_at:
-            user, item = (short(name)[1:-1] for name in row[:2])
-            raise ValueError(
-                f"{here}: user {user} has rated item {item} before, in line {first_at[row[:2]]}"
-            )
-        first_at[row[:2]] = number
-        table.append(row)
-    if not table:
-        raise ValueError(f"{what} holds no rating")
-    if all(rating >= TIME and rating.is_integer() for *_, rating in table):
-        raise ValueError(
-            f"{what} was read as {layout}; but every rating is a whole number from {TIME:g} on, as times "
-            "are: give columns in the order user, item, rating, or a header"
-        )
-    return table
-
-
-def layout_of(line: str, here: str, /) -> Layout:
-    """The layout of a file, by its first line.
-
-    Raises
-    ------
-    ValueError
-        If it is no header that names user, item and rating, and no line of these three either.
-    """
-    separator, split = _separator(line)
+    separator, split = _separator(line, len(kinds))
     fields = [field.strip() for field in split(line)]
-    if len(fields) >= 3 and _is_rating(fields[2]):
+    if columns is not None:
+        return _given(columns, fields, Layout(separator, split, (), False, len(fields)), here, kinds)
+    if len(kinds) < len(KINDS):
+        found = [_columns_named(fields, kind)[0] for kind in kinds]
+        if all(len(places) == 1 for places in found):
+            return Layout(separator, split, tuple(places[0] for places in found), True, len(fields))
+        if len(fields) < len(kinds):
+            raise ValueError(f"{here}: expected {' and '.join(kinds)}, found {short(line)}")
+        return Layout(separator, split, tuple(range(len(kinds))), False, len(fields))
+    if len(fields) >= len(KINDS) and is_rating(fields[2]):
         layout = Layout(separator, split, (0, 1, 2), False, len(fields))
         _check_plausible(layout, fields, here)
         return layout
     return Layout(separator, split, _header(fields, here, line, separator), True, len(fields))
+
+
+def first_line(content: bytes, what: str, /) -> tuple[str, int, int]:
+    """The first line that is neither blank nor a comment, its number, and the place where it begins.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    place = 3 if content.startswith(b"\xef\xbb\xbf") else 0
+    number = 1
+    while place < len(content):
+        ending = re.compile(b"\r\n?|\n").search(content, place)
+        end, after = ending.span() if ending else (len(content), len(content))
+        line = content[place:end].decode()
+        if line.strip() and not _is_comment(line):
+            return line, number, place
+        place, number = after, number + 1
+    raise ValueError(f"{what} holds no rating")
 
 
 def _is_comment(line: str) -> bool:
@@ -104,13 +97,13 @@ def _is_comment(line: str) -> bool:
     if line.lstrip()[0] not in "#%":
         return False
     fields = _separator(line)[1](line)
-    return not fields[0].strip("#% ") or not any(map(_is_rating, fields[2:3]))
+    return not fields[0].strip("#% ") or not any(map(is_rating, fields[2:3]))
 
 
 def _check_plausible(layout: Layout, fields: Sequence[str], here: str) -> None:
     """Raise `ValueError` for the row of a user × item table, which begins as a line of ratings does."""
-    numbers = [_is_rating(field) or field.lower() in MISSING for field in fields]
-    fractions = [_is_rating(field) and not float(field).is_integer() for field in fields[:2]]
+    numbers = [is_rating(field) or field.lower() in MISSING for field in fields]
+    fractions = [is_rating(field) and not float(field).is_integer() for field in fields[:2]]
     if len(fields) > FEW_COLUMNS and all(numbers[1:]):
         why = f"more than {FEW_COLUMNS} columns of numbers are no user, item, rating and time"
     elif any(fractions):
@@ -120,25 +113,60 @@ def _check_plausible(layout: Layout, fields: Sequence[str], here: str) -> None:
     raise ValueError(f"{here} was read as {layout}; but {why}: one rating a line, or a header is expected")
 
 
-def _row(line: str, layout: Layout, here: str) -> tuple[str, str, float]:
-    """User, item and rating of a line."""
+def row_of(line: str, layout: Layout, here: str, /) -> tuple[str, str, float]:
+    """User, item and rating of a line; NaN, where the layout has no rating.
+
+    Raises
+    ------
+    ValueError
+        In one sentence that begins with `here`, if it has none of these, or looks otherwise than the first line.
+    """
     fields = [field.strip() for field in layout.split(line)]
-    user, item, rating = ([*fields, *[""] * (max(layout.columns) + 1)][column] for column in layout.columns)
-    if not (user and item and _is_rating(rating)):
-        raise ValueError(f"{here}: expected user, item and rating, found {short(line)}")
+    fields += [""] * (max(layout.columns) + 1 - len(fields))
+    user, item, *rating = (fields[column] for column in layout.columns)
+    if not (user and item and all(map(is_rating, rating))):
+        *most, last = KINDS[: len(layout.columns)]
+        raise ValueError(f"{here}: expected {', '.join(most)} and {last}, found {short(line)}")
     if max(len(user), len(item)) > LONGEST_NAME:
         length = max(len(user), len(item))
         raise ValueError(f"{here} has a name of {length:,} characters, expected at most {LONGEST_NAME}")
     if len(fields) > layout.width and not layout.header and layout.separator != "blanks":
         raise ValueError(f"{here} has {len(fields)} fields, expected {layout.width} as in the first line")
-    return user, item, number_of(rating)
+    return user, item, number_of(rating[0]) if rating else math.nan
 
 
-def _separator(line: str) -> tuple[str, Callable[[str], list[str]]]:
+def _given(
+    columns: Sequence[str], fields: Sequence[str], layout: Layout, here: str, kinds: Sequence[str]
+) -> Layout:
+    """The layout with the columns that somebody has named."""
+    if len(columns) != len(kinds):
+        raise ValueError(f"columns={','.join(columns)!r}, expected {len(kinds)}: {', '.join(kinds)}")
+    if all(column.isascii() and column.isdigit() for column in columns):
+        places = tuple(int(column) - 1 for column in columns)
+        if min(places) < 0 or max(places) >= len(fields):
+            raise ValueError(
+                f"{here}: columns={','.join(columns)!r}, expected numbers from 1 to {len(fields)}: "
+                f"it was read as {layout}"
+            )
+        if len(kinds) == len(KINDS):
+            header = not is_rating(fields[places[-1]])
+        else:
+            header = all(k in _columns_named(fields, kind)[0] for k, kind in zip(places, kinds, strict=True))
+        return layout._replace(columns=places, header=header)
+    for column in columns:
+        if fields.count(column) != 1:
+            raise ValueError(
+                f"{here}: expected a header with one column named {short(column)}, found "
+                f"{short(', '.join(fields))}: {len(fields)} columns separated by {layout.separator}"
+            )
+    return layout._replace(columns=tuple(map(fields.index, columns)), header=True)
+
+
+def _separator(line: str, least: int = len(KINDS)) -> tuple[str, Callable[[str], list[str]]]:
     """What separates the fields of lines that look like this one, in words, and how to split them."""
     for mark, word in MARKS.items():
         split = partial(str.split, sep=mark) if mark == "::" else partial(_split_quoted, mark=mark)
-        if mark in line and len(split(line)) >= 3:
+        if mark in line and len(split(line)) >= least:
             return word, split
     return "blanks", str.split
 
@@ -150,27 +178,34 @@ def _split_quoted(line: str, mark: str) -> list[str]:
         return [line]
 
 
-def _is_rating(text: str) -> bool:
+def is_rating(text: str, /) -> bool:
+    """Whether a text is a number that a rating may be."""
     try:
         return abs(number_of(text)) < LARGEST_RATING
     except ValueError:
         return False
 
 
-def _header(fields: Sequence[str], here: str, line: str, separator: str) -> tuple[int, int, int]:
-    """Where a header has user, item and rating."""
+def _columns_named(fields: Sequence[str], kind: str) -> tuple[list[int], list[int]]:
+    """Columns whose names are spellings of user, item or rating; and those that only look like it."""
     plain = [re.sub("[^a-z0-9]", "", field.lower()) for field in fields]
+    either = f"({'|'.join(HEADERS[kind])})"
+    forms = (f"{either}s?(id|ids|no|number|index|key)?", f"{either}.*", f".*{either}")
+    exact, *loose = ([k for k, name in enumerate(plain) if re.fullmatch(form, name)] for form in forms)
+    return exact, sorted(set(loose[0] + (loose[1] if kind == "rating" else [])))
+
+
+def _header(fields: Sequence[str], here: str, line: str, separator: str) -> tuple[int, ...]:
+    """Where a header has user, item and rating."""
     places = []
-    for what, names in HEADERS.items():
-        either = f"({'|'.join(names)})"
-        forms = (f"{either}s?(id|ids|no|number|index|key)?", f"{either}.*", f".*{either}")
-        exact, *loose = ([k for k, name in enumerate(plain) if re.fullmatch(form, name)] for form in forms)
-        found = exact or sorted(set(loose[0] + (loose[1] if what == "rating" else [])))
+    for kind, names in HEADERS.items():
+        exact, loose = _columns_named(fields, kind)
+        found = exact or loose
         if len(found) != 1:
             raise ValueError(
-                f"{here}: expected user, item and rating, or a header with one column named {what}, found "
+                f"{here}: expected user, item and rating, or a header with one column named {kind}, found "
                 f"{short(line)}: {len(fields)} columns separated by {separator} "
-                f"(names taken for {what}: {', '.join(names)})"
+                f"(names taken for {kind}: {', '.join(names)}; others are given as columns)"
             )
         places += found
-    return places[0], places[1], places[2]
+    return tuple(places)
