@@ -101,7 +101,7 @@ def read_bytes(path: Path, what: str, /) -> bytes:
 
 
 def read_utf8(path: Path, what: str, /) -> bytes:
-    """Text of a file as UTF-8, whatever it was in: as `read_text`, without a copy of what is UTF-8 already."""
+    """Text of a file as UTF-8: as `read_text`, but no copy is made of what is UTF-8 already."""
     content = read_bytes(path, what)
     if b"\0" not in content and not content.startswith(tuple(_MARKS)):
         try:

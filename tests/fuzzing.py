@@ -288,7 +288,11 @@ COMMANDS = {
         ("run", ["--seeds", "--rank", "--target", "--device", "--dtype", "--size", "--only", "--load"]),
         ("list", ["--only", "--load"]), ("compare", []), ("", ["--help", "--version"]),
     ],
-    "lowdim-ratings": [("fit", ["--depth", "--rank", "--seed", "--test"]), ("", ["--help"])],
+    "lowdim-ratings": [
+        ("fit", ["--depth", "--rank", "--seed", "--columns", "--duplicates", "--method"]),
+        ("predict", ["--user", "--item", "--columns", "--model", "--out"]),
+        ("recommend", ["--top", "--model", "--rated"]), ("evaluate", ["--test", "--model"]), ("", ["--help"]),
+    ],
     "distributed": [
         ("synthesize", ["--rows", "--columns", "--rank", "--observations", "--shards", "--seed"]),
         ("shard", ["--shards"]),

@@ -3,12 +3,14 @@
 import csv
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lowdim_jax import ratings
+from lowdim_jax.ratings import columnar, comparison, factors
 from lowdim_jax.ratings import command as program
 from lowdim_jax.ratings.command import main
 
@@ -149,6 +151,7 @@ def test_what_does_not_look_like_ratings_is_refused_with_what_was_understood(tmp
         ("1::2::3\n1 3 4\n", "line 2: expected user"),
         ("user,item,rating\n1,2,3\n1,3\n", "line 3: expected user"),
         ("1 2 3\r\n\r\n1 2 4\r\n", "line 3: user 1 has rated item 2 before, in line 1"),
+        ("1,2,3\n4,5,6\n7,8,9\n4,5,1\n", "line 4: user 4 has rated item 5 before, in line 2: say which"),
         ("1 3\n", "line 1: expected user, item and rating, or a header with one column named user"),
         ("name,item,rating\n1,2,3\n", "line 1: expected user, item and rating, or a header with one column"),
         ("user,item,movie,rating\n1,2,3,4\n", "one column named item, found 'user,item,movie,rating'"),
@@ -158,15 +161,61 @@ def test_what_does_not_look_like_ratings_is_refused_with_what_was_understood(tmp
 )
 def test_malformed_lines_are_named_by_number(tmp_path, capsys, text, message):
     path = write(tmp_path, text)
-    refused(capsys, ["fit", path, "--out", tmp_path / "out"], message, repr(str(path)))
+    refused(capsys, ["evaluate", path, "--out", tmp_path / "out"], message, repr(str(path)))
     assert not (tmp_path / "out").exists()
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
-    refused(capsys, ["fit", tmp_path / "none"], "'", "none' cannot be read: No such file")
-    refused(capsys, ["fit", tmp_path], "cannot be read: Is a directory")
+    refused(capsys, ["evaluate", tmp_path / "none"], "'", "none' cannot be read: No such file")
+    refused(capsys, ["evaluate", tmp_path], "cannot be read: Is a directory")
     (tmp_path / "binary").write_bytes(b"1 2 3\n\x81\x8d 2 3\n")
-    refused(capsys, ["fit", tmp_path / "binary"], "binary' cannot be read: it is no text, which byte 7 shows")
+    message = "binary' cannot be read: it is no text, which byte 7 shows"
+    refused(capsys, ["evaluate", tmp_path / "binary"], message)
+
+
+def test_whole_blocks_are_read_as_lines_are(tmp_path, monkeypatch):
+    """Odd lines amid plain ones, in blocks of a few lines each, beside the reader of lines."""
+    rng = np.random.default_rng(0)
+    plain, odd = ["7", "007", "1e2", "Zoë", "a" * 9, '"y"', "x y ", "八月"], ['"a, b"', "b" * 70, ' "x"']
+    names = [*np.repeat(plain, 9), *odd]
+    rows = [f"{rng.choice(names)},{k},{rng.integers(9) / 2:g},{k}" for k in range(400)]
+    rows[50] = rows[50].rpartition(",")[0]
+    text = "who,what,rating,when\r\n" + "\n".join([*rows[:150], "", *rows[150:]])
+    path = write(tmp_path, text)
+    monkeypatch.setattr(columnar, "BLOCK", 200)
+    took = []
+    fast = columnar._fast
+    monkeypatch.setattr(columnar, "_fast", lambda *given: took.append(fast(*given)) or took[-1])
+    (read,) = ratings.read_ratings(path, columns=("who", "what", "rating"))
+    assert 5 < sum(part is not None for part in took) < len(took) - 5
+    monkeypatch.setattr(columnar, "_fast", lambda *given: None)
+    (plain,) = ratings.read_ratings(path, columns=(1, 2, 3))
+    assert (read.user_names, read.item_names) == (plain.user_names, plain.item_names)
+    for part in ("users", "items", "values"):
+        np.testing.assert_array_equal(getattr(read, part), getattr(plain, part))
+
+
+def test_columns_are_said_by_name_or_number(tmp_path, capsys):
+    path = write(tmp_path, "when,what,who,how\n9,x,a,4\n8,y,b,2\n")
+    for columns in (("who", "what", "how"), (3, 2, 4)):
+        (read,) = ratings.read_ratings(path, columns=columns)
+        assert (read.user_names, read.item_names, list(read.values)) == (("a", "b"), ("x", "y"), [4, 2])
+    for columns, *words in (
+        ("who,what", "'who,what', expected 3 separated by commas: user, item and rating"),
+        ("who,what,much", "expected a header with one column named 'much', found 'when, what, who, how'"),
+        ("3,2,5", "columns='3,2,5', expected numbers from 1 to 4"),
+    ):
+        refused(capsys, ["evaluate", path, "--columns", columns], *words)
+
+
+@pytest.mark.parametrize(("duplicates", "kept"), [("first", [5, 3]), ("last", [2, 3]), ("mean", [10 / 3, 3])])
+def test_of_several_ratings_of_a_pair_the_one_asked_for_counts(tmp_path, duplicates, kept):
+    path = write(tmp_path, "b x 5\na x 3\nb x 3\nb x 2\n")
+    (read,) = ratings.read_ratings(path, duplicates=duplicates)
+    np.testing.assert_allclose(read.values, kept)
+    assert read.user_names == ("b", "a")
+    with pytest.raises(ValueError, match="duplicates='all', expected one of error, first, last, mean"):
+        ratings.read_ratings(path, duplicates="all")
 
 
 # --- The command -------------------------------------------------------------------------
@@ -177,23 +226,28 @@ def test_options_out_of_range_are_named(tmp_path, capsys):
     refused(capsys, [], "COMMAND")
     refused(capsys, ["fit"], "FILE")
     refused(capsys, ["fit", path, "--depth", 1], "--depth", "1", "2, 3")
-    refused(capsys, ["fit", path, "--rank", 0], "--rank 0, expected 1 or more")
-    refused(capsys, ["fit", path, "--seed", -1], "--seed -1, expected 0 or more")
-    refused(capsys, ["fit", path, "--out", path], "--out", "cannot be written to")
+    refused(capsys, ["fit", path, "--rank", 0], "--rank", "'0' is not a positive integer")
+    refused(capsys, ["fit", path, "--seed", -1], "--seed", "'-1' is not an integer of 0 or more")
+    refused(capsys, ["fit", path, "--model", tmp_path], "--model", "is a folder, expected a file to write")
+    refused(capsys, ["evaluate", path, "--out", path], "--out", "cannot be written to")
+    refused(capsys, ["recommend", "--top", "0"], "--top", "'0' is not a positive integer")
+    refused(capsys, ["predict", "--user", "1"], "expected FILE, or both --user and --item")
+    refused(capsys, ["predict", path, "--user", "1"], "expected one of the two")
+    refused(capsys, ["predict", path, "--model", tmp_path / "none"], "none' cannot be read: No such file")
 
 
 def test_what_nothing_can_be_learned_from_is_refused(tmp_path, capsys):
-    refused(capsys, ["fit", write(tmp_path, "1 2 3\n")], "number of ratings is 1", "too few")
+    refused(capsys, ["evaluate", write(tmp_path, "1 2 3\n")], "number of ratings is 1", "too few")
     constant = write(tmp_path, "".join(f"{k} {k % 4} 3\n" for k in range(40)))
     refused(
         capsys,
-        ["fit", constant],
+        ["evaluate", constant],
         "every rating to learn from is 3",
-        out="36 ratings from 3 to 3, and 4 to test on, of 40 users and 4 items\n",
+        out="36 ratings from 3 to 3, of 40 users and 4 items, and 4 to test on\n",
     )
     train = synthetic(tmp_path)
     test = write(tmp_path, f"{train.read_text().splitlines()[5]}\n0\tnew\t3\n", "test")
-    refused(capsys, ["fit", train, "--test", test], "1 of the 2 ratings in", "learned from")
+    refused(capsys, ["evaluate", train, "--test", test], "1 of the 2 ratings in", "learned from")
 
 
 def test_an_interrupted_fit_writes_nothing(tmp_path, capsys, monkeypatch):
@@ -202,7 +256,7 @@ def test_an_interrupted_fit_writes_nothing(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(program, "fit_ratings", interrupt)
     out = tmp_path / "out"
-    assert main(["fit", str(synthetic(tmp_path)), "--out", str(out)]) == 130
+    assert main(["fit", str(synthetic(tmp_path)), "--model", str(out / "model.npz")]) == 130
     assert capsys.readouterr().err == "lowdim-ratings: interrupted\n"
     assert list(out.iterdir()) == []
 
@@ -213,33 +267,33 @@ def test_a_full_disk_leaves_neither_of_two_files(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(program.csv, "writer", full)
     out = tmp_path / "out"
-    command = ["fit", str(synthetic(tmp_path)), "--depth", "2", "--rank", "2", "--no-baselines"]
+    command = ["evaluate", str(synthetic(tmp_path)), "--method", "factors", "--no-baselines"]
     assert main([*command, "--out", str(out)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert list(out.iterdir()) == []
 
 
-def test_the_command_beats_effects_and_writes_what_predicts_alike(tmp_path, capsys, monkeypatch):
+def test_evaluating_beats_effects_and_writes_what_predicts_alike(tmp_path, capsys, monkeypatch):
     baselines = {
-        name: (solve, penalties[:1], what)
-        for name, (solve, penalties, what) in program.BASELINES.items()
+        name: baseline._replace(grid=baseline.grid[:1]) for name, baseline in comparison.BASELINES.items()
     }
-    monkeypatch.setattr(program, "BASELINES", baselines)
+    monkeypatch.setattr(comparison, "BASELINES", baselines)
+    monkeypatch.setattr(comparison, "BEYOND", 0)
     out = tmp_path / "out"
-    command = ["fit", str(synthetic(tmp_path)), "--depth", "2", "--rank", "10", "--out", str(out)]
-    assert main(command) == 0
+    command = ["evaluate", str(synthetic(tmp_path)), "--depth", "2", "--rank", "10", "--out", str(out)]
+    assert main([*command, "--method", "network"]) == 0
     printed, error = capsys.readouterr()
     assert error == ""  # no progress bar where nobody watches
     table = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
     errors = {row[1].strip(): float(row[2]) for row in table if row[2].strip()}
     assert len(errors) == 2 + len(baselines)
-    assert errors["compressed network"] < 0.9 * errors["user and item effects"]
+    assert errors["this model"] < 0.9 * errors["user and item effects"]
 
-    assert {path.name for path in out.iterdir()} == {"factors.npz", "predictions.csv"}
+    assert {path.name for path in out.iterdir()} == {"model.npz", "predictions.csv"}
     with (out / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 100
-    with np.load(out / "factors.npz") as factors:
+    with np.load(out / "model.npz") as factors:
         assert factors["layer_1"].shape == (10, 40)
         users, items = list(factors["users"]), list(factors["items"])
         matrix = factors["mean"] + factors["user_effects"][:, None] + factors["item_effects"]
@@ -249,7 +303,128 @@ def test_the_command_beats_effects_and_writes_what_predicts_alike(tmp_path, caps
     np.testing.assert_allclose(predicted, again, atol=6e-5)
     given = np.array([float(row["rating"]) for row in rows])
     rmse = np.sqrt(np.mean((predicted - given) ** 2))
-    assert abs(rmse - errors["compressed network"]) < 2e-4
+    assert abs(rmse - errors["this model"]) < 2e-4
+
+
+def test_a_model_predicts_recommends_and_flags_what_it_has_not_seen(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = synthetic(tmp_path, name="train")
+    assert main(["fit", "train", "--method", "factors"]) == 0
+    assert capsys.readouterr().out.endswith("ratings-model.npz\n")
+    model = ratings.RatingModel.load("ratings-model.npz")
+    seen = {tuple(line.split("\t")[:2]) for line in train.read_text().splitlines()}
+
+    write(tmp_path, "item,user\n3,0\n3,nobody\nnothing,0\nnothing,nobody\n", "pairs")
+    assert main(["predict", "pairs"]) == 0
+    printed, error = capsys.readouterr()
+    rows = list(csv.DictReader(printed.splitlines()))
+    assert [row["unseen"] for row in rows] == ["", "user", "item", "both"]
+    assert "2 of 4 predictions are of a user without ratings, 2 of an item without" in error
+    numbers = model.numbers(["0"], ["3"])
+    assert rows[0]["predicted"] == f"{model.predict(*numbers)[0]:.4f}"
+    assert rows[3]["predicted"] == f"{model.effects.mean:.4f}"
+
+    assert main(["recommend", "0", "nobody", "--top", "4", "--out", "best.csv"]) == 0
+    assert "1 of 2 users have no ratings" in capsys.readouterr().err
+    with open("best.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["user"], row["place"], row["unseen"]) for row in rows] == [
+        (user, str(place), flag) for user, flag in (("0", ""), ("nobody", "user")) for place in range(1, 5)
+    ]
+    unrated = [item for item in model.item_names if ("0", item) not in seen]
+    best = sorted(unrated, key=lambda item: -model.predict(*model.numbers(["0"], [item]))[0])
+    assert {row["item"] for row in rows[:4]} <= set(unrated)
+    highest = model.predict(*model.numbers(["0"], best[:1]))[0]
+    assert float(rows[0]["predicted"]) == pytest.approx(highest, abs=1e-4)
+
+    assert main(["evaluate", "train", "--model", "ratings-model.npz"]) == 0
+    printed, error = capsys.readouterr()
+    assert f"{len(seen):,} of the {len(seen):,} ratings are of pairs that the model has learned from" in error
+    assert float(printed.rpartition("RMSE ")[2]) < 0.6
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickle", "other", "version", "shape", "nan", "text"])
+def test_files_that_are_no_whole_model_are_refused_in_one_sentence(tmp_path, capsys, damage):
+    (read,) = ratings.read_ratings(write(tmp_path, "a x 5\nb x 1\nb y 2\n"))
+    path = tmp_path / "model.npz"
+    weights = np.ones((1, 2)), np.zeros((2, 1))
+    ratings.model_of(read, ratings.estimate_effects(read), weights).save(path)
+    assert ratings.RatingModel.load(path).rmse(read) < 2
+    with np.load(path) as file:
+        arrays = dict(file)
+    changes = {
+        "pickle": {"mean": np.array([object()])}, "version": {"version": np.array(2)},
+        "shape": {"layer_2": np.zeros((3, 1))}, "nan": {"user_effects": np.array([np.nan, 0])},
+        "other": {"format": np.array("something")},
+    }  # fmt: skip
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "text":
+        path.write_text("a x 5\n")
+    else:
+        np.savez(path, **{**arrays, **changes[damage]})
+    refused(capsys, ["recommend", "a", "--model", path], f"model {str(path)!r} cannot be read: ")
+
+
+# --- What is fitted ----------------------------------------------------------------------
+
+
+def long_tailed(seed=0, size=(150, 120), ratings_=6000):
+    """Ratings of rank 3 where users differ in how much they rate, and whom they rate tells what they like."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.standard_normal((size[0], 3)), rng.standard_normal((size[1], 3))
+    likes = left @ right.T / 3**0.5
+    popularity = 0.7 * likes + rng.standard_normal(size[0])[:, None] + rng.standard_normal(size[1])
+    pairs = np.argsort((popularity + rng.gumbel(size=size)).ravel())[-ratings_:]
+    users, items = np.divmod(rng.permutation(pairs), size[1])
+    values = 3 + 0.7 * likes[users, items] + 0.4 * rng.standard_normal(size[1])[items]
+    values += 0.7 * rng.standard_normal(ratings_)
+    return ratings.Ratings(users, items, values, *(tuple(map(str, range(side))) for side in size))
+
+
+def test_factors_predict_better_than_effects_and_than_ridge_regression_in_turns():
+    train, test = ratings.hold_out(long_tailed(), 0.2, seed=1)
+    effects = comparison.effects_alone(train)
+    model, chosen = ratings.fit_ratings(train, methods=("factors",))
+    solve = comparison.BASELINES["alternating minimization"].solve
+    problem = ratings.residual_problem(train, effects.effects)
+    solutions = [solve(problem, ridge) for ridge in (4.0, 8.0, 16.0)]
+    alternating = [ratings.model_of(train, effects.effects, weights).rmse(test) for weights in solutions]
+    assert chosen.method == "factors"
+    assert model.rmse(test) < min(alternating) < effects.rmse(test)
+
+
+def test_posteriors_are_those_of_bayesian_regression_where_the_other_side_is_known():
+    """With certain items, a user's posterior is that of a linear regression with a Gaussian prior."""
+    data = long_tailed(size=(6, 40), ratings_=150)
+    found = ratings.start_factors(data, rank=2)
+    rng = np.random.default_rng(2)
+    found.items.mean[:] = rng.standard_normal((40, 3))
+    found.items.covariance[:] = 0
+    expected = factors._posteriors(found.users, found.items, 1.7)
+    missed = 0.0
+    for user in range(6):
+        of = data.users == user
+        design = np.column_stack((np.ones(of.sum()), found.items.mean[data.items[of], 1:]))
+        left = (data.values[of] - found.mean) / found.unit - found.items.mean[data.items[of], 0]
+        precision = 1.7 * design.T @ design + np.diag([5.0, 3, 3])
+        mean = np.linalg.solve(precision, 1.7 * design.T @ left)
+        np.testing.assert_allclose(found.users.mean[user], mean, rtol=1e-4, atol=1e-5)
+        covariance = np.linalg.inv(precision)
+        np.testing.assert_allclose(found.users.covariance[user], covariance, rtol=1e-3, atol=1e-6)
+        missed += np.sum((left - design @ mean) ** 2) + np.trace(design.T @ design @ covariance)
+    np.testing.assert_allclose(expected, missed, rtol=1e-4)
+
+
+def test_where_there_is_nothing_beyond_effects_they_are_chosen():
+    """Noise around effects: whatever else is tried fits noise, and is dropped on the held-out ratings."""
+    data = long_tailed(ratings_=3000)
+    rng = np.random.default_rng(3)
+    noise = 3 + rng.standard_normal(120)[data.items] + rng.standard_normal(len(data.values))
+    train, test = ratings.hold_out(replace(data, values=noise), 0.3, seed=0)
+    model, chosen = ratings.fit_ratings(train, depths=(2,), widths=(4,))
+    assert min(chosen.errors, key=lambda name: chosen.errors[name]) == chosen.method
+    assert model.rmse(test) <= 1.01 * comparison.effects_alone(train).rmse(test)
 
 
 # --- Effects -----------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Columns of user, item and rating out of a file: whole blocks of it at once, by arrays of its bytes.
 
-Lines that all look like the first one, which is nearly every file, are cut by the positions of their separators,
-and the bytes of a field are packed into words of eight, so that NumPy finds the few different names among the
-many: a fraction of a microsecond a rating. A block with anything else in it, from a quote in a name to a line
-without rating, is read line by line (`lines.row_of`), which knows every layout and names what is malformed.
+Lines that all look like the first one, which is nearly every file, are cut by the positions of their
+separators, and the bytes of a field are packed into words of eight, so that NumPy finds the few different
+names among the many: a fraction of a microsecond a rating. A block with anything else in it, from a quote
+in a name to a line without rating, is read line by line (`lines.row_of`), which knows every layout and
+names what is malformed.
 """
 
 import re
@@ -65,8 +66,8 @@ def read_table(
     Raises
     ------
     ValueError
-        In one sentence that names file and line, if it cannot be read, a line is malformed, or its layout is not
-        that of ratings.
+        In one sentence that names file and line, if it cannot be read, a line is malformed, or its layout
+        is not that of ratings.
     """
     what = f"ratings {named(path)}"
     content = read_utf8(path, what)
@@ -108,12 +109,11 @@ class _Part(NamedTuple):
 
 
 def _numbered(part: _Part, numbers: tuple[Numbers, Numbers]) -> Table:
-    columns = []
-    for (names, which, _), known in zip(part[:2], numbers, strict=True):
-        for name in names:
-            known.setdefault(name, len(known))
-        columns.append(np.array([known[name] for name in names], np.int32)[which])
-    return Table(*columns, part.values, part.lines)
+    users, items = (
+        np.array([known.setdefault(name, len(known)) for name in names], np.int32)[which]
+        for (names, which, _), known in zip(part[:2], numbers, strict=True)
+    )
+    return Table(users, items, part.values, part.lines)
 
 
 # --- Line by line ------------------------------------------------------------------------
@@ -158,14 +158,16 @@ def _fast(block: bytes, layout: Layout, number: int, header: bool) -> tuple[_Par
         if b":::" in block or b"\x1f" in block:
             return None
         block, mark = block.replace(b"::", b"\x1f"), "\x1f"
-    found = _fields_between_blanks(block, layout.width) if mark is None else _fields(block, mark, layout.width)
+    width = layout.width
+    found = _fields_between_blanks(block, width) if mark is None else _fields(block, mark, width)
     if found is None:
         return None
     starts, ends = found
     quotes = _QUOTE if layout.separator in ("tabs", "semicolons", "commas") else None
     words = _eight_at_once(block)
-    fields = [_texts(block, words, starts[:, k], ends[:, k], quotes is not None) for k in layout.columns]
-    if None in fields:
+    found = [_texts(block, words, starts[:, k], ends[:, k], quotes is not None) for k in layout.columns]
+    fields = [field for field in found if field is not None]
+    if len(fields) < len(found):
         return None
     users, items, *ratings = fields
     if quotes is not None and block.count(b'"') != 2 * sum(field[2] for field in fields):
@@ -229,7 +231,7 @@ def _eight_at_once(block: bytes) -> np.ndarray:
 def _texts(
     block: bytes, words: np.ndarray, starts: np.ndarray, ends: np.ndarray, quotable: bool
 ) -> Field | None:
-    """The different texts of a column, in order of appearance; None if one is long, or quoted in an odd way."""
+    """The different texts of a column, in order of appearance; None if one is long, or oddly quoted."""
     lengths = ends - starts
     longest = int(lengths.max(initial=0))
     if longest > LONG:

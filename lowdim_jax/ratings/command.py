@@ -1,37 +1,30 @@
-"""The `lowdim-ratings` command: fit a file of ratings, compare with baselines, write what was learned."""
+"""The `lowdim-ratings` command: fit a file of ratings, predict, recommend, compare methods."""
 
 import argparse
 import csv
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from lowdim_jax._command import OK, Parser, new_parser, replace_files, require_writable, run
-from lowdim_jax.baselines import alternating_minimization, burer_monteiro, soft_impute
-from lowdim_jax.problems.base import top_singular_value
-from lowdim_jax.ratings.data import Ratings, hold_out, read_ratings
-from lowdim_jax.ratings.model import (
-    HELD_OUT,
-    STARTS,
-    WIDTHS,
-    RatingModel,
-    estimate_effects,
-    fit_ratings,
-    model_of,
-    residual_problem,
-)
+from lowdim_jax._command import OK, Parser, new_parser, replace_files, require_writable, run, whole_number
+from lowdim_jax._reading import short
+from lowdim_jax.ratings.data import DUPLICATES, Ratings, hold_out, read_pairs, read_ratings
+from lowdim_jax.ratings.model import RatingModel
+from lowdim_jax.ratings.training import METHODS, STARTS, WIDTHS, Chosen, Report, fit_ratings
 
 TEST = 0.1
 """Fraction of the ratings that are tested on where there is no test file."""
-RANK = 10
-RIDGES = (6.0, 9.0, 12.0, 18.0, 27.0)
-PENALTIES = (0.3, 0.4, 0.5)
-"""Candidate penalties of the baselines; those of soft-impute are fractions of the largest singular value."""
+MODEL = Path("ratings-model.npz")
+"""The file of a model, where none is named."""
+TOP = 10
+"""Items that are recommended, where it is not said how many."""
+UNSEEN = np.array(["", "user", "item", "both"])
+"""What had no rating to learn from."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,133 +33,352 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = new_parser("lowdim-ratings", "Predict ratings with a compressed deep linear network.")
+    parser = new_parser("lowdim-ratings", "Learn from a file of ratings, predict others and recommend.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("fit", help="fit a file of ratings, and compare with other methods")
-    command.add_argument(
-        "file", metavar="FILE", help="lines of user, item, rating; docs/inputs.md"
-    )
-    command.add_argument("--test", metavar="FILE", help="ratings to test on; by default a tenth of FILE")
-    command.add_argument("--depth", type=int, choices=STARTS, help="number of layers; default: chosen")
-    command.add_argument("--rank", type=int, metavar="R", help="width of the network; default: chosen")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of what is held out; default: 0")
-    command.add_argument("--no-baselines", action="store_true", help="do not fit the other methods")
-    command.add_argument("--out", type=Path, metavar="DIR", help="write factors.npz and predictions.csv")
+    command = commands.add_parser("fit", help="learn from a file of ratings, and write a model")
+    command.add_argument("file", metavar="FILE", help="lines of user, item, rating; docs/inputs.md")
+    _add_model(command, "where to write the model")
+    _add_reading(command)
+    _add_fitting(command)
     command.set_defaults(command=_fit)
+
+    command = commands.add_parser("predict", help="predict ratings of the pairs in a file, or of one pair")
+    command.add_argument("file", metavar="FILE", nargs="?", help="lines of user and item")
+    command.add_argument("--user", metavar="NAME", help="predict for this user, in place of a file")
+    command.add_argument("--item", metavar="NAME", help="and this item")
+    _add_model(command, "the model")
+    _add_columns(command, "USER,ITEM")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write CSV there; default: print it")
+    command.set_defaults(command=_predict)
+
+    command = commands.add_parser("recommend", help="the items with the highest predicted ratings")
+    command.add_argument("users", metavar="USER", nargs="*", help="for whom; default: every user")
+    command.add_argument(
+        "--top", type=whole_number(1), default=TOP, metavar="N", help=f"how many; default: {TOP}"
+    )
+    command.add_argument("--rated", action="store_true", help="also items that the user has rated")
+    _add_model(command, "the model")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write CSV there; default: print it")
+    command.set_defaults(command=_recommend)
+
+    command = commands.add_parser("evaluate", help="fit, test on other ratings, compare with other methods")
+    command.add_argument("file", metavar="FILE", help="lines of user, item, rating; docs/inputs.md")
+    command.add_argument("--test", metavar="FILE", help="ratings to test on; by default a tenth of FILE")
+    command.add_argument(
+        "--model", type=Path, metavar="FILE", help="test this model on the ratings of FILE, and fit nothing"
+    )
+    _add_reading(command)
+    _add_fitting(command)
+    command.add_argument("--no-baselines", action="store_true", help="do not fit the other methods")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write model.npz and predictions.csv")
+    command.set_defaults(command=_evaluate)
     return parser
 
 
-def _fit(arguments: argparse.Namespace) -> int:
-    for name, value, least in (("--rank", arguments.rank, 1), ("--seed", arguments.seed, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} {value}, expected {least} or more")
-    train, test = _train_and_test(arguments)
-    depths = tuple(STARTS) if arguments.depth is None else (arguments.depth,)
-    widths = WIDTHS if arguments.rank is None else (arguments.rank,)
-    if arguments.out is not None:
-        require_writable(arguments.out)
-    print(
-        f"{len(train.values):,} ratings from {train.values.min():g} to {train.values.max():g}, and "
-        f"{len(test.values):,} to test on, of {train.shape[0]:,} users and {train.shape[1]:,} items"
+def _add_model(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--model", type=Path, default=MODEL, metavar="FILE", help=f"{what}; default: {MODEL}"
     )
 
-    table = Table("method", "test RMSE", "seconds", "chosen on held-out training ratings")
 
-    def report(name: str, make: Callable[[], tuple[RatingModel, str]]) -> RatingModel:
-        begin = time.perf_counter()
-        model, chosen = make()
-        seconds = time.perf_counter() - begin
-        table.add_row(name, f"{model.rmse(test):.4f}", f"{seconds:.1f}", chosen)
-        return model
+def _add_columns(command: argparse.ArgumentParser, which: str) -> None:
+    command.add_argument(
+        "--columns", metavar=which, help="names in the header, or numbers from 1 on; default: found"
+    )
 
-    def compressed():
-        model, fit = fit_ratings(train, depths=depths, widths=widths, seed=arguments.seed, progress=True)
-        used = fit.settings
-        return model, f"depth {used['depth']}, width {used['rank']}, {fit.best_step} steps"
 
-    report("user and item effects", lambda: (model_of(train, estimate_effects(train)), ""))
-    model = report("compressed network", compressed)
-    if not arguments.no_baselines:
-        for name, baseline in BASELINES.items():
-            report(name, lambda baseline=baseline: _chosen(train, baseline, arguments.seed))
-    paths = () if arguments.out is None else _write(arguments.out, model, train, test)
-    Console().print(table)
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    _add_columns(command, "USER,ITEM,RATING")
+    command.add_argument(
+        "--duplicates",
+        choices=DUPLICATES,
+        default=DUPLICATES[0],
+        help="which of a user's ratings of an item counts; default: error",
+    )
+
+
+def _add_fitting(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--method", choices=METHODS, help="default: the best of these on held-out ratings")
+    command.add_argument("--depth", type=int, choices=STARTS, help="layers of the network; default: chosen")
+    command.add_argument(
+        "--rank", type=whole_number(1), metavar="R", help="width of the network; default: chosen"
+    )
+    command.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="N", help="of what is held out; default: 0"
+    )
+
+
+# --- Commands ----------------------------------------------------------------------------
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    _require_place(arguments.model, "--model")
+    with _stages() as report:
+        (ratings,) = _read(arguments, report, arguments.file)
+        print(_counts(ratings))
+        model, chosen = _fitted(ratings, arguments, report)
+        report(f"writing {arguments.model}", 0.0)
+        model.save(arguments.model)
+    errors = ", ".join(f"{name} {error:.4f}" for name, error in chosen.errors.items())
+    print(f"error on held-out ratings (RMSE): {errors}")
+    print(f"chosen: {chosen}")
+    print(arguments.model)
+    return OK
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    pair = arguments.user is not None, arguments.item is not None
+    if arguments.file is not None and any(pair):
+        raise ValueError(f"FILE {short(arguments.file)} and --user or --item: expected one of the two")
+    if arguments.file is None and not all(pair):
+        raise ValueError("nothing to predict: expected FILE, or both --user and --item")
+    if arguments.out is not None:
+        _require_place(arguments.out, "--out")
+    model = RatingModel.load(arguments.model)
+    if arguments.file is None:
+        names = [arguments.user], [arguments.item]
+    else:
+        names = read_pairs(arguments.file, columns=_columns(arguments, 2))
+    numbers = model.numbers(*names)
+    predicted = model.predict(*numbers)
+    users, items = model.unseen(*numbers)
+    with _output(arguments.out) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("user", "item", "predicted", "unseen"))
+        values = (f"{value:.4f}" for value in predicted)
+        writer.writerows(zip(*names, values, UNSEEN[users + 2 * items], strict=True))
+    if users.any() or items.any():
+        print(
+            f"{np.count_nonzero(users):,} of {len(users):,} predictions are of a user without ratings, "
+            f"{np.count_nonzero(items):,} of an item without: by the mean, and what is known of the other",
+            file=sys.stderr,
+        )
+    return OK
+
+
+def _recommend(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None:
+        _require_place(arguments.out, "--out")
+    model = RatingModel.load(arguments.model)
+    names = arguments.users or model.user_names
+    users, _ = model.numbers(names, ())
+    unseen, _ = model.unseen(users, np.zeros(0, int))
+    with _output(arguments.out) as file, _stages() as report:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("user", "place", "item", "predicted", "unseen"))
+        for k, (name, user) in enumerate(zip(names, users, strict=True)):
+            if arguments.out is not None and k % 100 == 0:
+                report("recommending", k / len(names))
+            items, predicted = model.recommend(user, top=arguments.top, rated=arguments.rated)
+            for place, (item, value) in enumerate(zip(items, predicted, strict=True), start=1):
+                row = (name, place, model.item_names[item], f"{value:.4f}", UNSEEN[int(unseen[k])])
+                writer.writerow(row)
+    if unseen.any():
+        print(
+            f"{np.count_nonzero(unseen):,} of {len(names):,} users have no ratings: they get what all like",
+            file=sys.stderr,
+        )
+    return OK
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.model is not None:
+        return _evaluate_model(arguments)
+    with _stages() as report:
+        train, test = _train_and_test(arguments, report)
+        if arguments.out is not None:
+            require_writable(arguments.out)
+        print(f"{_counts(train)}, and {len(test.values):,} to test on")
+        model, rows = _compared(train, test, arguments, report)
+        paths = () if arguments.out is None else _write(arguments.out, model, test)
+    _print_table(rows)
     for path in paths:
         print(path)
     return OK
 
 
-def _train_and_test(arguments: argparse.Namespace) -> tuple[Ratings, Ratings]:
+def _evaluate_model(arguments: argparse.Namespace) -> int:
+    for option in ("test", "out"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"--{option} and --model: expected one of the two")
+    model = RatingModel.load(arguments.model)
+    with _stages() as report:
+        (ratings,) = _read(arguments, report, arguments.file)
+    users, items = (
+        table[of]
+        for table, of in zip(
+            model.numbers(ratings.user_names, ratings.item_names), (ratings.users, ratings.items), strict=True
+        )
+    )
+    learned = _in_both(users, items, model.rated_users, model.rated_items, len(model.item_names))
+    if learned:
+        print(
+            f"{learned:,} of the {len(users):,} ratings are of pairs that the model has learned from",
+            file=sys.stderr,
+        )
+    unseen = np.logical_or(*model.unseen(users, items))
+    error = float(np.sqrt(np.mean((model.predict(users, items) - ratings.values) ** 2)))
+    count = f"{len(users):,} ratings, {np.count_nonzero(unseen):,} of them of an unseen user or item"
+    print(f"{count}: RMSE {error:.4f}")
+    return OK
+
+
+# --- Their parts -------------------------------------------------------------------------
+
+
+def _read(arguments: argparse.Namespace, report: Report, *files: str) -> tuple[Ratings, ...]:
+    def show(fraction: float) -> None:
+        report("reading", fraction)
+
+    columns = _columns(arguments, 3)
+    return read_ratings(*files, duplicates=arguments.duplicates, columns=columns, progress=show)
+
+
+def _columns(arguments: argparse.Namespace, count: int) -> list[str] | None:
+    if arguments.columns is None:
+        return None
+    columns = [column.strip() for column in arguments.columns.split(",")]
+    if len(columns) != count or not all(columns):
+        wanted = "user, item and rating" if count == 3 else "user and item"
+        expected = f"expected {count} separated by commas: {wanted}"
+        raise ValueError(f"--columns {short(arguments.columns)}, {expected}")
+    return columns
+
+
+def _fitted(ratings: Ratings, arguments: argparse.Namespace, report: Report) -> tuple[RatingModel, Chosen]:
+    from lowdim_jax._cache import cache_programs
+
+    cache_programs()
+    return fit_ratings(
+        ratings,
+        depths=tuple(STARTS) if arguments.depth is None else (arguments.depth,),
+        widths=WIDTHS if arguments.rank is None else (arguments.rank,),
+        methods=None if arguments.method is None else (arguments.method,),
+        seed=arguments.seed,
+        progress=report,
+    )
+
+
+def _counts(ratings: Ratings) -> str:
+    values = ratings.values
+    return (
+        f"{len(values):,} ratings from {values.min():g} to {values.max():g}, "
+        f"of {ratings.shape[0]:,} users and {ratings.shape[1]:,} items"
+    )
+
+
+def _train_and_test(arguments: argparse.Namespace, report: Report) -> tuple[Ratings, Ratings]:
     if arguments.test is None:
-        (ratings,) = read_ratings(arguments.file)
+        (ratings,) = _read(arguments, report, arguments.file)
         return hold_out(ratings, TEST, seed=arguments.seed + 1)
-    train, test = read_ratings(arguments.file, arguments.test)
-    known = set(zip(train.users, train.items, strict=True))
-    shared = sum(pair in known for pair in zip(test.users, test.items, strict=True))
+    train, test = _read(arguments, report, arguments.file, arguments.test)
+    shared = _in_both(test.users, test.items, train.users, train.items, train.shape[1])
     if shared:
         raise ValueError(
-            f"{shared:,} of the {len(test.values):,} ratings in {arguments.test!r} are of a user and an item "
-            f"that {arguments.file!r} has, too: a test on what was learned from says nothing"
+            f"{shared:,} of the {len(test.values):,} ratings in {short(arguments.test, 120)} are of a "
+            f"user and an item that {short(arguments.file, 120)} has, too: a test on what was learned from "
+            "says nothing"
         )
     return train, test
 
 
-def _chosen(train: Ratings, baseline: tuple[Callable, Sequence, str], seed: int) -> tuple[RatingModel, str]:
-    """A baseline with its penalty chosen on held-out ratings, then fitted to all."""
-    part, held = hold_out(train, HELD_OUT, seed=seed)
-    solve, penalties, what = baseline
-
-    def model(ratings: Ratings, penalty) -> RatingModel:
-        effects = estimate_effects(ratings)
-        return model_of(ratings, effects, solve(residual_problem(ratings, effects), penalty))
-
-    best = min(penalties, key=lambda penalty: model(part, penalty).rmse(held))
-    return model(train, best), f"{what} {best:g}"
+def _in_both(
+    users: np.ndarray, items: np.ndarray, other_users: np.ndarray, other_items: np.ndarray, width: int
+) -> int:
+    """How many of some pairs are among others."""
+    known = (users >= 0) & (items >= 0)
+    pairs = users[known].astype(np.int64) * width + items[known]
+    return int(np.isin(pairs, other_users.astype(np.int64) * width + other_items).sum())
 
 
-def _als(problem, ridge):
-    return alternating_minimization(problem, rank=RANK, ridge=ridge)
+def _compared(
+    train: Ratings, test: Ratings, arguments: argparse.Namespace, report: Report
+) -> tuple[RatingModel, list[tuple[str, ...]]]:
+    """The model, and what all methods predict, as rows of a table."""
+    from lowdim_jax.ratings.comparison import BASELINES, chosen_baseline, effects_alone
+
+    rows = []
+
+    def row(name: str, make: Callable[[], tuple[RatingModel, object]]) -> RatingModel:
+        begin = time.perf_counter()
+        model, chosen = make()
+        seconds = time.perf_counter() - begin
+        rows.append((name, f"{model.rmse(test):.4f}", f"{seconds:.1f}", str(chosen)))
+        return model
+
+    row("user and item effects", lambda: (effects_alone(train), ""))
+    model = row("this model", lambda: _fitted(train, arguments, report))
+    if not arguments.no_baselines:
+        for name in BASELINES:
+            row(name, lambda name=name: chosen_baseline(train, name, seed=arguments.seed, progress=report))
+    return model, rows
 
 
-def _factors(problem, steps):
-    return burer_monteiro(problem, rank=RANK, steps=steps).weights
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "test RMSE", "seconds", "chosen on held-out training ratings")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
-def _nuclear(problem, fraction):
-    top = problem.fraction * float(top_singular_value(problem))  # of P_Ω(Y), not divided by p
-    return soft_impute(problem, penalty=fraction * top, rank=min(4 * RANK, *problem.shape))
-
-
-BASELINES = {
-    "alternating minimization": (_als, RIDGES, "ridge"),
-    "two factors, small Gaussian start": (_factors, (25, 30, 35, 40, 50), "steps"),
-    "soft-impute": (_nuclear, PENALTIES, "penalty / σ_1"),
-}
-
-
-def _write(folder: Path, model: RatingModel, train: Ratings, test: Ratings) -> tuple[Path, Path]:
-    """Write factors and predictions, both or none."""
-    layers = {f"layer_{k}": np.asarray(layer) for k, layer in enumerate(model.weights or (), start=1)}
+def _write(folder: Path, model: RatingModel, test: Ratings) -> tuple[Path, Path]:
+    """Write model and predictions, both or none."""
     predicted = model.predict(test.users, test.items)
-    paths = folder / "factors.npz", folder / "predictions.csv"
+    paths = folder / "model.npz", folder / "predictions.csv"
     with replace_files(*paths) as (factors, predictions):
-        np.savez_compressed(
-            factors,
-            mean=model.effects.mean,
-            user_effects=model.effects.users,
-            item_effects=model.effects.items,
-            scale=(model.lowest, model.highest),
-            users=np.array(train.user_names),
-            items=np.array(train.item_names),
-            **layers,  # pyright: ignore[reportArgumentType]
-        )
+        model.save(factors)
         with predictions.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("user", "item", "rating", "predicted"))
             for user, item, given, value in zip(test.users, test.items, test.values, predicted, strict=True):
-                name = (train.user_names[user], train.item_names[item])
+                name = (test.user_names[user], test.item_names[item])
                 writer.writerow((*name, f"{given:g}", f"{value:.4f}"))
     return paths
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[TextIO]:
+    """A file that takes its name when it is whole, or standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    with replace_files(path) as (new,), new.open("w", newline="", encoding="utf-8") as file:
+        yield file
+
+
+def _require_place(path: Path, option: str) -> None:
+    """Find out before a long run that its one file cannot be written."""
+    if path.is_dir():
+        raise ValueError(f"{option} {short(str(path), 120)} is a folder, expected a file to write")
+    if not path.name:
+        raise ValueError(f"{option} {short(str(path), 120)}, expected a file to write")
+    require_writable(path.parent, option)
+
+
+@contextmanager
+def _stages() -> Iterator[Report]:
+    """A bar with the name of what is going on and the time it still takes; none where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        now = ""
+
+        def report(stage: str, fraction: float) -> None:
+            nonlocal now
+            if stage != now:
+                for task in bar.task_ids:
+                    bar.remove_task(task)
+                bar.add_task(stage, total=1.0)
+                now = stage
+            bar.update(bar.task_ids[0], completed=fraction)
+
+        yield report
 
 
 if __name__ == "__main__":

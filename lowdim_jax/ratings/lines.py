@@ -119,7 +119,7 @@ def row_of(line: str, layout: Layout, here: str, /) -> tuple[str, str, float]:
     Raises
     ------
     ValueError
-        In one sentence that begins with `here`, if it has none of these, or looks otherwise than the first line.
+        In one sentence that begins with `here`, if it lacks one, or looks otherwise than the first line.
     """
     fields = [field.strip() for field in layout.split(line)]
     fields += [""] * (max(layout.columns) + 1 - len(fields))

@@ -1,31 +1,21 @@
-"""Ratings: users are rows, items are columns; effects first, then a compressed network on what is left."""
+"""A model of ratings: effects and a matrix of low rank; predicts, recommends, is saved and loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lowdim_jax.fitting import Fit, fit
 from lowdim_jax.networks import Weights, entries
-from lowdim_jax.problems.base import top_singular_value
 from lowdim_jax.problems.matrix_completion import ObservedCompletion, observed_completion
-from lowdim_jax.ratings.data import Ratings, hold_out
-from lowdim_jax.theory import max_learning_rate
+from lowdim_jax.ratings.data import Ratings
+from lowdim_jax.ratings.stored import read_model, write_model
 
-STARTS = {2: 1e-5, 3: 1e-3}
-"""Depths to choose from, each with its start `ε^L` as a fraction of the largest singular value."""
-WIDTHS = (20, 80)
-"""Widths `r̂` to choose from."""
-EDGE_FRACTION = 0.15
-"""Learning rate as a fraction of the edge: small, as early stopping ends a run after some tens of steps."""
-DECAY = 1 / 3
-"""Weight decay as a fraction of the surrogate's noise: a singular value below it is noise in part."""
 RIDGE = 5.0
 """Ratings that pull an effect towards zero: an effect of `n` ratings is shrunk by `n / (n + RIDGE)`."""
-HELD_OUT = 0.05
-"""Fraction of the training ratings on which depth, width, start and stopping are chosen."""
+TOGETHER = 2**18
+"""Ratings that are predicted at once: their factors side by side would be large."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,9 @@ class Effects:
 class RatingModel:
     """Effects and a network: a rating is `mean + user + item + W[user, item]`, cut to the scale's ends.
 
+    Users and items are numbers, in the order of `user_names` and `item_names`; −1 is one without a name here.
+    `rated_users` and `rated_items` are the pairs that were learned from, by which unseen ones are known.
+
     Examples
     --------
     >>> import numpy as np
@@ -62,24 +55,118 @@ class RatingModel:
     >>> model = ratings.model_of(data, ratings.estimate_effects(data))
     >>> model.lowest, model.highest, bool(model.rmse(data) < 1.5)
     (2.0, 5.0, True)
+    >>> items, predicted = model.recommend(model.numbers(["bob"], ["two"])[0][0], top=3)
+    >>> items, predicted.round(1)
+    (array([1]), array([3.]))
     """
 
     effects: Effects
     weights: Weights | None
     lowest: float
     highest: float
+    user_names: tuple[str, ...]
+    item_names: tuple[str, ...]
+    rated_users: np.ndarray
+    rated_items: np.ndarray
+
+    def numbers(self, users: Sequence[str], items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of users and items, by their names; −1 for a name that no rating had."""
+        return tuple(
+            np.array([known.get(name, -1) for name in asked], int)
+            for known, asked in zip(self._numbers, (users, items), strict=True)
+        )  # pyright: ignore[reportReturnType]
+
+    def unseen(self, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which users, and which items, had no rating to learn from."""
+        user_counts, item_counts = self._counts
+        return user_counts[users] == 0, item_counts[items] == 0
 
     def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Predicted ratings; of a user or an item without ratings, by what is known of the other."""
-        predicted = self.effects.predict(users, items)
+        effects, known = self.effects, (np.asarray(users) >= 0) & (np.asarray(items) >= 0)
+        predicted = effects.mean + np.where(users >= 0, effects.users[users], 0)
+        predicted = predicted + np.where(items >= 0, effects.items[items], 0)
         if self.weights is not None:
-            predicted = predicted + np.asarray(entries(self.weights, users, items))
+            for begin in range(0, len(users), TOGETHER):
+                part = slice(begin, begin + TOGETHER)
+                rows, columns = np.maximum(users[part], 0), np.maximum(items[part], 0)
+                predicted[part] += np.where(known[part], np.asarray(entries(self.weights, rows, columns)), 0)
         return np.clip(predicted, self.lowest, self.highest)
+
+    def recommend(self, user: int, /, *, top: int, rated: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The `top` items of highest predicted rating, without those that the user has `rated`; and these.
+
+        Items beyond the scale's end are ordered by what they would be without it.
+        """
+        predicted = self.effects.mean + self.effects.items
+        if user >= 0:
+            predicted = predicted + self.effects.users[user]
+            if self.weights is not None:
+                row = np.asarray(self.weights[-1])[user]
+                for layer in self.weights[-2::-1]:
+                    row = row @ np.asarray(layer)
+                predicted = predicted + row
+        choice = self._counts[1][:-1] > 0
+        if user >= 0 and not rated:
+            first, last = np.searchsorted(self.rated_users, [user, user + 1])
+            choice[self.rated_items[first:last]] = False
+        items = np.flatnonzero(choice)
+        items = items[np.argsort(-predicted[items], kind="stable")[:top]]
+        return items, np.clip(predicted[items], self.lowest, self.highest)
 
     def rmse(self, ratings: Ratings) -> float:
         """Root mean squared error of predicted ratings."""
-        errors = self.predict(ratings.users, ratings.items) - ratings.values
-        return float(np.sqrt(np.mean(errors**2)))
+        return _rmse(self.predict(ratings.users, ratings.items), ratings.values)
+
+    def save(self, path: str | Path, /) -> None:
+        """Write the model to one file, `.npz` without anything but arrays; docs/ratings.md says which."""
+        arrays = {
+            "mean": np.array(self.effects.mean, float),
+            "user_effects": self.effects.users,
+            "item_effects": self.effects.items,
+            "scale": np.array([self.lowest, self.highest], float),
+            "users": np.array(self.user_names, str),
+            "items": np.array(self.item_names, str),
+            "rated_items": self.rated_items,
+            "rated_ends": np.searchsorted(self.rated_users, np.arange(len(self.user_names)), "right"),
+        }
+        write_model(Path(path), arrays, self.weights or ())
+
+    @classmethod
+    def load(cls, path: str | Path, /) -> "RatingModel":
+        """Read a model that was saved.
+
+        Raises
+        ------
+        ValueError
+            In one sentence, if the file cannot be read, is no model, of another version, or damaged.
+        """
+        arrays, weights = read_model(Path(path))
+        counts = np.diff(arrays["rated_ends"].astype(np.int64), prepend=0)
+        return cls(
+            Effects(float(arrays["mean"]), arrays["user_effects"], arrays["item_effects"]),
+            weights or None,
+            float(arrays["scale"][0]),
+            float(arrays["scale"][1]),
+            tuple(arrays["users"].tolist()),
+            tuple(arrays["items"].tolist()),
+            np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+            arrays["rated_items"],
+        )
+
+    @cached_property
+    def _numbers(self) -> tuple[dict[str, int], dict[str, int]]:
+        both = self.user_names, self.item_names
+        users, items = ({name: k for k, name in enumerate(names)} for names in both)
+        return users, items
+
+    @cached_property
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ratings of every user and item; a last one is for −1 and has none."""
+        return (
+            np.bincount(self.rated_users, minlength=len(self.user_names) + 1),
+            np.bincount(self.rated_items, minlength=len(self.item_names) + 1),
+        )
 
 
 def estimate_effects(ratings: Ratings, /, *, minus: np.ndarray | None = None, sweeps: int = 15) -> Effects:
@@ -126,63 +213,6 @@ def residual_problem(ratings: Ratings, effects: Effects, /) -> ObservedCompletio
     )
 
 
-def fit_ratings(
-    ratings: Ratings,
-    /,
-    *,
-    depths: Sequence[int] = tuple(STARTS),
-    widths: Sequence[int] = WIDTHS,
-    seed: int = 0,
-    progress: bool = False,
-) -> tuple[RatingModel, Fit]:
-    """Fit effects and a compressed network, everything chosen on a part of the given ratings.
-
-    The depth, the width and the number of steps with the smallest error on 5% of the ratings are
-    chosen; with them all ratings are fitted once more, and the effects a last time on what the network
-    leaves. Returns the model, and the fit that was chosen.
-
-    Raises
-    ------
-    ValueError
-        If there are too few ratings, all of them are equal, or a depth has no start.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lowdim_jax import ratings
-    >>> rng = np.random.default_rng(0)
-    >>> users, items = (part.ravel() for part in np.indices((12, 8)))
-    >>> values = np.clip(3 + rng.normal(size=12)[users] * rng.normal(size=8)[items], 1, 5)
-    >>> data = ratings.Ratings(users, items, values, tuple(range(12)), tuple(range(8)))
-    >>> model, _ = ratings.fit_ratings(data, depths=(2,), widths=(2,))
-    >>> bool(model.rmse(data) < 1)
-    True
-    """
-    for depth in depths:
-        if depth not in STARTS:
-            raise ValueError(f"depths has {depth}, expected some of {', '.join(map(str, STARTS))}")
-    widths = tuple(dict.fromkeys(min(width, *ratings.shape) for width in widths))
-    train, held = hold_out(ratings, HELD_OUT, seed=seed)
-    effects = estimate_effects(train)
-    problem = residual_problem(train, effects)
-    ends = float(ratings.values.min()), float(ratings.values.max())
-    validate = _squared_error(held, effects, ends)
-    fits = [
-        _train(problem, depth, width, validate=validate, progress=progress)
-        for depth in depths
-        for width in widths
-    ]
-    chosen = min(fits, key=lambda fit: np.min(fit.validation))
-    depth, width = chosen.settings["depth"], chosen.settings["rank"]
-
-    effects = estimate_effects(ratings)
-    problem = residual_problem(ratings, effects)
-    final = _train(problem, depth, width, steps=chosen.best_step)
-    explained = np.asarray(entries(final.weights, ratings.users, ratings.items))
-    effects = estimate_effects(ratings, minus=explained)
-    return model_of(ratings, effects, final.weights), chosen
-
-
 def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None, /) -> RatingModel:
     """Model that predicts ratings between the lowest and the highest one given.
 
@@ -196,33 +226,21 @@ def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None,
     >>> model.predict(np.array([1]), np.array([1])).round(1)
     array([3.])
     """
-    return RatingModel(effects, weights, float(ratings.values.min()), float(ratings.values.max()))
-
-
-def _train(problem: ObservedCompletion, depth: int, width: int, **settings) -> Fit:
-    top = float(top_singular_value(problem))
-    return fit(
-        problem,
-        depth=depth,
-        rank=width,
-        scale=(STARTS[depth] * top) ** (1 / depth),
-        learning_rate=EDGE_FRACTION * float(max_learning_rate(top, depth=depth)),
-        weight_decay=DECAY * float(problem.surrogate_error()),
-        check_every=3,
-        **{"steps": 5000, **settings},
+    order = np.argsort(ratings.users, kind="stable")
+    return RatingModel(
+        effects,
+        weights,
+        float(ratings.values.min()),
+        float(ratings.values.max()),
+        tuple(map(str, ratings.user_names)),
+        tuple(map(str, ratings.item_names)),
+        ratings.users[order].astype(np.int32),
+        ratings.items[order].astype(np.int32),
     )
 
 
-def _squared_error(held: Ratings, effects: Effects, ends: tuple[float, float]):
-    """Mean squared error on held-out ratings, as a function of the network's weights."""
-    base = jnp.asarray(effects.predict(held.users, held.items), jnp.float32)
-    values = jnp.asarray(held.values, jnp.float32)
-    users, items = jnp.asarray(held.users), jnp.asarray(held.items)
-
-    def validate(weights: Weights) -> jax.Array:
-        return jnp.mean((jnp.clip(base + entries(weights, users, items), *ends) - values) ** 2)
-
-    return validate
+def _rmse(predicted: np.ndarray, values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((predicted - values) ** 2)))
 
 
 def _shrunken_means(owner: np.ndarray, values: np.ndarray, owners: int) -> np.ndarray:
