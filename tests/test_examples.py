@@ -26,7 +26,10 @@ WORKSHOPS = (
     "lowdim_jax.nn.ranks",
     "lowdim_jax.problems.groups",
     "lowdim_jax.problems.noise",
+    "lowdim_jax.ratings.columnar",
+    "lowdim_jax.ratings.comparison",
     "lowdim_jax.ratings.lines",
+    "lowdim_jax.ratings.stored",
 )
 # The same for single names: checks of arguments, and steps that only solvers take.
 TOOLS = {

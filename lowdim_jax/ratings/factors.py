@@ -34,7 +34,7 @@ WAIT = 2
 
 
 @dataclass
-class Side:
+class _Side:
     """Users, or items: their posteriors, and their ratings in order of owner."""
 
     rated: sp.csr_array
@@ -74,8 +74,8 @@ class Factors:
     True
     """
 
-    users: Side
-    items: Side
+    users: _Side
+    items: _Side
     mean: float
     unit: float
     noise: float = 1.0
@@ -124,7 +124,7 @@ def start_factors(ratings: Ratings, /, *, rank: int, seed: int = 0) -> Factors:
         first[:, 0] = 0
         probes = rng.choice(np.array([-1, 1], np.float32), (shape[1], rank + 1))
         sides.append(
-            Side(
+            _Side(
                 rated=rated,
                 values=owned.data,
                 mean=first,
@@ -162,7 +162,7 @@ def sweep(factors: Factors, /) -> None:
     factors.sweeps += 1
 
 
-def _posteriors(side: Side, other: Side, noise: float) -> float:
+def _posteriors(side: _Side, other: _Side, noise: float) -> float:
     """Posterior of every owner, given the other side's; returns the expected sum of squared misfits."""
     size = side.mean.shape[1]
     upper = np.triu_indices(size)
@@ -196,14 +196,14 @@ def _posteriors(side: Side, other: Side, noise: float) -> float:
     return missed
 
 
-def _precisions(side: Side) -> None:
+def _precisions(side: _Side) -> None:
     """Of what a posterior is drawn from, around its prior mean."""
     spread = np.sum((side.mean - side.prior).astype(float) ** 2, axis=0)
     spread += np.einsum("nii->i", side.covariance, dtype=float)
     side.precision = len(side.mean) / spread
 
 
-def _habits(side: Side, other: Side) -> None:
+def _habits(side: _Side, other: _Side) -> None:
     """Ridge regression of the owners' posteriors on whom or what they rated, and the prior means by it.
 
     `(SᵀS + ridge) y = Sᵀ x` by conjugate gradients, a column a factor; beside each a random sign vector,

@@ -1,7 +1,7 @@
 """Fit ratings: effects, a compressed network, factors with their certainty; chosen on held-out ratings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -40,6 +40,8 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SWEEPS, PATIENCE, GAIN = 200, 10, 3e-4
 """Sweeps at most; they end where `PATIENCE` of them have not made the error smaller by a fraction `GAIN`."""
 
+WORTH = 1e-4
+"""Fraction by which something has to be better than effects alone."""
 EXPECTED = 60
 """Sweeps that are usual, to tell how long it still takes."""
 
@@ -140,6 +142,12 @@ def fit_ratings(
             raise ValueError(f"methods has {short(method)}, expected some of {', '.join(METHODS)}")
     if np.ptp(ratings.values) == 0:
         raise ValueError(f"every rating to learn from is {ratings.values[0]:g}: nothing is left to learn")
+    power = int(np.floor(np.log10(np.abs(ratings.values).max())))
+    if abs(power) > 3:  # single precision is not at its ends
+        settings = {"depths": depths, "widths": widths, "methods": methods, "seed": seed}
+        unit = 10.0**power
+        scaled = replace(ratings, values=ratings.values / unit)
+        return _in_units(*fit_ratings(scaled, **settings, progress=progress), ratings, unit)
     train, held = hold_out(ratings, HELD_OUT, seed=seed)
     progress("effects", 0.0)
     effects = estimate_effects(train)
@@ -159,8 +167,20 @@ def fit_ratings(
         predicted["both"] = means[share]
     errors |= {name: tried.rmse(values) for name, values in predicted.items()}
     method = min(errors, key=lambda name: errors[name])
+    if errors[method] > (1 - WORTH) * errors["effects"]:
+        method = "effects"
     chosen = Chosen(method, errors, found, sweeps, starts, again, share)
     return _refit(ratings, chosen, progress), chosen
+
+
+def _in_units(
+    model: RatingModel, chosen: Chosen, ratings: Ratings, unit: float
+) -> tuple[RatingModel, Chosen]:
+    """A model of ratings that were divided by `unit`, and what was chosen, for the ratings themselves."""
+    effects = Effects(unit * model.effects.mean, unit * model.effects.users, unit * model.effects.items)
+    weights = model.weights and (*model.weights[:-1], model.weights[-1] * unit)
+    errors = {name: unit * error for name, error in chosen.errors.items()}
+    return model_of(ratings, effects, weights), replace(chosen, errors=errors)
 
 
 class _Tried(NamedTuple):
@@ -247,16 +267,17 @@ def _choose_network(
 
 def _train(problem: ObservedCompletion, depth: int, width: int, **settings) -> Fit:
     top = float(top_singular_value(problem))
-    return fit(
-        problem,
-        depth=depth,
-        rank=width,
-        scale=(STARTS[depth] * top) ** (1 / depth),
-        learning_rate=EDGE_FRACTION * float(max_learning_rate(top, depth=depth)),
-        weight_decay=DECAY * float(problem.surrogate_error()),
-        check_every=3,
-        **{"steps": 5000, **settings},
-    )
+    with np.errstate(all="ignore"):  # of three ratings hardly anything is left
+        return fit(
+            problem,
+            depth=depth,
+            rank=width,
+            scale=(STARTS[depth] * top) ** (1 / depth),
+            learning_rate=EDGE_FRACTION * float(max_learning_rate(top, depth=depth)),
+            weight_decay=DECAY * float(problem.surrogate_error()),
+            check_every=3,
+            **{"steps": 5000, **settings},
+        )
 
 
 def _following(progress: Report, name: str, expected: int) -> Callable[[DescentState], None]:
