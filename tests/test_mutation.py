@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,6 +68,39 @@ def test_the_draw_is_the_same_every_time(tool, capsys):
     first, second = capsys.readouterr().out.splitlines()[:3], capsys.readouterr().out
     assert len(first) == 3
     assert second == ""
+
+
+def test_a_mutant_is_shown_the_checks_that_run_its_function_those_of_its_module_first(tool, mutants):
+    seen = json.loads((FOLDER / "seen.json").read_text("utf-8"))
+    assert seen["seconds"].keys() >= {name for names in tool.SETTINGS["first"].values() for name in names}
+    mutant = next(m for m in mutants if m.module == "sweeps" and m.function == "sweep" and not m.equivalent)
+    names, all_of_them = tool.checks_for(mutant, float("inf"))
+    assert names == ["library-descent", "domains"]
+    assert all_of_them
+    assert tool.checks_for(mutant, 0.0) == (["library-descent"], False)
+
+
+FORKS = """
+import time
+from functools import partial
+from forks import in_a_fork
+
+def stage(say, code):
+    say({"held": True})
+    if code == "raise":
+        raise RuntimeError
+    if code == "sleep":
+        time.sleep(60)
+
+print([in_a_fork(None, partial(stage, code=code), 2) for code in ("", "raise", "sleep")])
+"""
+
+
+def test_a_fork_says_what_it_found_and_how_it_ended():
+    """In a process of its own: one that has a device must not fork."""
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=FOLDER, capture_output=True, text=True, check=True)
+    said = [{"held": True}]
+    assert done.stdout == f"{[(said, ''), (said, 'an error'), (said, 'no end')]}\n"
 
 
 def test_results_are_read_back_and_scored(tool, tmp_path, capsys):

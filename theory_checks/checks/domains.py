@@ -129,6 +129,11 @@ def _matrices() -> Calls:
     yield "a core of another length", lambda: ld.low_rank(tall, jnp.ones(3), tall)
     yield "a core that is a matrix", lambda: ld.low_rank(tall, jnp.eye(2), tall)
     yield "more components than rows", lambda: ld.low_rank(tall.T, jnp.ones(3), tall.T)
+    for name, values in {"negative": -ones, "ascending": jnp.asarray([1.0, 2.0])}.items():
+        yield f"values by hand: {name}", lambda values=values: spectra.modes(
+            (eye,), linalg.LowRank(eye[:, :2], values, eye[:, :2])
+        )
+    yield "columns by hand", lambda: spectra.modes((eye,), linalg.LowRank(tall, ones, tall))
     yield "a core of NaN", lambda: ld.low_rank(tall, ones * np.nan, tall)
     yield "a factor of infinity", lambda: ld.low_rank(tall * np.inf, ones, tall)
     for rank in (0, 4):

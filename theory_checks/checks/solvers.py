@@ -236,6 +236,8 @@ def _about(problem: Any, exact: networks.MatrixLoss) -> dict:
             rows, columns, values = part.triplets()
             together[rows, columns] += values
         pairs["parts together"] = -slope * np.mean(slope != 0), together
+        default, first = (problem.split(0.3, **how)[1].triplets()[2] for how in ({}, {"seed": 0}))
+        pairs["held out by default"] = first, default
     return pairs
 
 
