@@ -23,6 +23,7 @@ def of_rank(d, rank):
     return left * np.linspace(3, 1, rank) @ right.T
 
 
+ROW, NUMBER = np.arange(1.0, 10.0)[None], np.array([[2.0]])
 IDENTITY, SQUARE, CROWDED = np.eye(12), of_rank(6, 3), of_rank(12, 5)
 
 
@@ -52,6 +53,8 @@ def test_the_synthetic_targets_meet_every_hypothesis(requirement):
         ("dominance", SQUARE, 3), ("dominance", CROWDED, 5), ("dominance", IDENTITY, None),
         ("incremental-fitting", IDENTITY, None), ("incremental-fitting", CROWDED, 5),
         ("two-cycle", IDENTITY, None), ("fit-times-original", IDENTITY, None),
+        ("parameter-count", ROW, None), ("dominance", ROW, None), ("lossless-reduction", NUMBER, None),
+        ("matmul-precision", NUMBER, None),
     ],
 )  # fmt: skip
 def test_such_a_target_is_not_reported_as_a_theorem_that_fails(name, matrix, rank):

@@ -98,7 +98,8 @@ print([in_a_fork(None, partial(stage, code=code), 2) for code in ("", "raise", "
 
 def test_a_fork_says_what_it_found_and_how_it_ended():
     """In a process of its own: one that has a device must not fork."""
-    done = subprocess.run([sys.executable, "-c", FORKS], cwd=FOLDER, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", FORKS]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True)
     said = [{"held": True}]
     assert done.stdout == f"{[(said, ''), (said, 'an error'), (said, 'no end')]}\n"
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import lowdim_jax as ld
 from theory_checks.reference import modes
-from theory_checks.registry import Curve, Evidence, check
+from theory_checks.registry import Curve, Evidence, NotApplicable, check
 from theory_checks.runs import (
     compressed,
     edge,
@@ -36,6 +36,8 @@ CASES = ((2, 0.01), (2, 0.5), (3, 0.03), (3, 0.5), (4, 0.3), (4, 1.0))
 def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
     d_out, d_in = setting.shape
     rank = min(setting.compressed_rank, min(d_out, d_in) - 1)
+    if rank < 1:
+        raise NotApplicable(f"a {d_out}×{d_in} matrix leaves no width below its own")
     depths = range(2, 7)
     predicted = [(d_out + d_in) * rank + (depth - 2) * rank**2 for depth in depths]
     target = jax.tree.map(lambda leaf: leaf[0], setting.targets)
@@ -141,6 +143,10 @@ def _surrogate_gaps(setting: Setting, seed: int, measured) -> list[float]:
 )
 def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence:
     """The compressed network's error is that of scalar maps, which `scalar-map` ties to its matrices."""
+    if min(setting.shape) == 1:
+        raise NotApplicable("the original network of a matrix with one row or column is one wide itself")
+    if start == "reversed" and setting.rank == 1:
+        raise NotApplicable("one singular vector has no other order")
     require_room(setting)
     require_distinct(setting)
     errors, curves, longest = [], [], 0

@@ -84,6 +84,11 @@ def _formulas() -> Calls:
     for name, bad in {"depth": 0, "steps": -1, "learning_rate": -0.1, "weight_decay": -1.0}.items():
         yield f"bulk, {name}", lambda bad={name: bad}: theory.bulk_descent(0.5, **bulk | bad)
     yield "bulk, ε < 0", lambda: theory.bulk_descent(-0.5, **bulk)
+    for off in (1.0, 1.01):
+        layers = (np.eye(3), np.diag([1.0, off, 1.0 + off]))
+        yield f"two layers off balance by {off}", lambda layers=layers: theory.two_layer_flow(
+            1.0, *layers, np.eye(3)
+        )
     parts = linalg.svd(jnp.eye(3))
     known: dict[str, Any]
     both = {"measurements": 5, "observed": 0.5}
@@ -232,6 +237,10 @@ def _solvers(setting: Setting) -> Calls:
         yield f"the identity, {name}", lambda given=given: identity(low, **given)
 
 
+def _sum_of_squares(weights):
+    return jnp.sum(ld.end_to_end(weights) ** 2)
+
+
 def _borders(setting: Setting) -> Calls:
     """Calls that are just inside, none of which compiles much."""
     known: dict[str, Any]
@@ -255,4 +264,12 @@ def _borders(setting: Setting) -> Calls:
         np.array([2]), np.array([3]), np.ones(1), shape=(3, 4)
     )
     yield "a target of one component", lambda: ld.factorization(eye * np.array([1, 0, 0], setting.dtype))
+    key, half = jax.random.key(0), {"scale": 0.5, "dtype": setting.dtype}
+    low = linalg.svd(jnp.diag(jnp.asarray([2.0, 1.0, 0.5], setting.dtype))).truncate(1)
+    yield "reduction of orthogonal layers", lambda: ld.reduce(ld.orthogonal(key, (3, 3), **half), low)
+    yield "reduction of any outer layers", lambda: ld.reduce(
+        (ld.gaussian(key, (3, 6), **half)[0], *ld.orthogonal(key, (6, 6, 2), **half)), _sum_of_squares
+    )
+    small, turned = 1e-3 * eye, 1e-3 * eye[::-1]
+    yield "two layers of one small scale", lambda: theory.two_layer_flow(1.0, small, turned, eye)
     yield "no step", lambda: theory.mode_descent(1.0, depth=1, scale=0.1, learning_rate=0.1, steps=0)

@@ -160,6 +160,10 @@ def _of_fits(setting: Setting) -> dict[str, Any]:
     )
     history = networks.descent(exact, start, rate=rate, alpha=2.0, steps=40)
     pairs["given settings: matrix"] = networks.product(history[-1]), ld.end_to_end(runs[0].weights)
+    coarse = ld.fit(_problem(setting, noisy=False), tolerance=0.5, learning_rate=0.02, check_every=1)
+    pairs["a tolerance of its own"] = (
+        [Status.REACHED_TOLERANCE, True], [coarse.status, 0.4 < coarse.misfit**2 <= 0.5]
+    )  # fmt: skip
     shallow = ld.fit(_problem(setting, noisy=False), depth=2)
     pairs["two layers: matrix, depth"] = (
         np.append(data["target"], 2), np.append(ld.end_to_end(shallow.weights), len(shallow.weights))

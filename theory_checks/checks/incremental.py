@@ -116,6 +116,8 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal", shift=0) -> Ev
     share = setting.rank / min(setting.shape)
     if share > WIDE:
         raise NotApplicable(f"r/d = {share:.2g}, and components separate in wide networks only: {WIDE:g}")
+    if shift and setting.rank == 1:
+        raise NotApplicable("one component has no other's overlap")
     rate = FRACTION * edge(setting, depth=DEPTH)
     steps, every = _recorded(steps_to_fit(setting, rate, depth=DEPTH, scale=SCALE, slack=1.6))
 

@@ -11,7 +11,7 @@ import optax
 import lowdim_jax as ld
 from theory_checks.reference import networks as reference
 from theory_checks.reference import originals
-from theory_checks.registry import Curve, Evidence, check
+from theory_checks.registry import Curve, Evidence, NotApplicable, check
 from theory_checks.runs import edge, keep, observe_alignment, original, per_seed
 from theory_checks.setting import Setting
 
@@ -97,6 +97,10 @@ def lossless_reduction(
     setting: Setting, /, *, init="orthogonal", optimizers=tuple(OPTIMIZERS)
 ) -> Evidence:
     """The full network is trained in NumPy, so that both sides have nothing but its start in common."""
+    if max(setting.shape) == 1:
+        raise NotApplicable("a network of scalars has no smaller one")
+    if init == "gaussian" and min(setting.shape) == 1:
+        raise NotApplicable("layers with one row or column are orthogonal, however they are drawn")
     rate, steps = 0.5 * edge(setting, depth=DEPTH), _steps(setting)
     starts = per_seed(original, setting, {"scale": SCALE}, depth=DEPTH, init=init)
     by_optimizer, lines = {}, []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowdim_jax as ld
-from theory_checks.registry import Evidence, check
+from theory_checks.registry import Evidence, NotApplicable, check
 from theory_checks.runs import compressed, original, per_seed
 from theory_checks.setting import Setting
 
@@ -60,6 +60,8 @@ def small_start(setting: Setting, /, *, by_svd=False) -> Evidence:
     rests_on=("NumPy", "library"),
 )
 def matmul_precision(setting: Setting, /, *, bits=None) -> Evidence:
+    if max(setting.shape) == 1:
+        raise NotApplicable("layers of one orthogonal entry are 1 or −1 in any precision")
     def gradient(target, key):
         weights, dense = original(target, key, depth=DEPTH, scale=1.0), target.dense()
 

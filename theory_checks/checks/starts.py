@@ -184,6 +184,23 @@ def matrix_of(d_out: int, d_in: int, rank: int) -> np.ndarray:
     return left * sigma @ right.T
 
 
+def _twice_visible(matrix: np.ndarray) -> int:
+    """Twice the components above what random signs leave of a matrix, and of what larger ones leave."""
+
+    def edge(data):
+        rng = np.random.default_rng(0)
+        return max(
+            np.linalg.norm(data * (rng.integers(0, 2, data.shape, np.int8) * 2 - 1), 2) for _ in range(3)
+        )
+
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    count = above = int(np.sum(sigma > edge(matrix)))
+    while above:
+        above = int(np.sum(sigma[count:] > edge(matrix - left[:, :count] * sigma[:count] @ right[:count])))
+        count += above
+    return min(2 * count, *matrix.shape)
+
+
 def _graded() -> np.ndarray:
     """A matrix of rank two with singular values 3 and 0.03."""
     left, _, right = factors(8, 7, 2)
@@ -218,7 +235,12 @@ def _widths_above_noise(setting: Setting) -> dict[str, Any]:
     count = 2 * max(1, int(np.sum(sigma > noise)))
     # Where all entries are observed, small components are looked for below large ones.
     whole = ld.completion(jnp.asarray(_graded(), setting.dtype), np.ones((8, 7), bool))
-    pairs = {"default width, all entries": (4, ld.compress(whole, depth=2, scale=SCALE)[0].shape[0])}
+    noise = 1e-3 * np.random.default_rng(17).standard_normal((8, 7))
+    noisy = ld.completion(jnp.asarray(_graded() + noise, setting.dtype), np.ones((8, 7), bool))
+    pairs = {
+        f"default width, all entries, {name}": (width, ld.compress(given, depth=2, scale=SCALE)[0].shape[0])
+        for name, width, given in (("exact", 4, whole), ("noisy", _twice_visible(_graded() + noise), noisy))
+    }
     return pairs | {
         f"default width, {name}": (count, ld.compress(given, depth=2, scale=SCALE)[0].shape[0])
         for name, given in {"completion": problem, "observed entries": problem.observed()}.items()

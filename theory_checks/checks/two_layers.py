@@ -21,7 +21,7 @@ CASES = {
     "tall, λ < 0": (4, 3, 6, 0.8, 0.2),
 }
 """Widths `d_in`, `h`, `d_out`, and the scales of both layers."""
-TIMES = np.array([0.0, 0.03, 0.2, 0.5, 1.0, 2.0, 5.0, 25.0])
+TIMES = np.array([0.0, 2e-5, 0.03, 0.2, 0.5, 1.0, 2.0, 5.0, 25.0])
 LATE = 1e12
 """A time at which even what only decays, as 1/t, is gone."""
 SIGMA = np.array([3.0, 1.5, 1.0])
