@@ -262,10 +262,12 @@ const View = (() => {
 
   // Who is ahead, as measured in this run.
   function compared(r, rank, d) {
-    const behind = run.behind();
-    if (behind === null) return `The compressed network is ahead at every iteration${run.done ? ", with a fraction of the parameters" : " so far"}.`;
-    return rank > Math.max(r, d - r)
-      ? `From iteration ${number(behind)} on the compressed network is behind: wider than <i>d</i> − <i>r</i> = ${d - r}, it keeps more idle directions than the original.`
+    const behind = run.behind(), wide = rank > Math.max(r, d - r), room = `wider than <i>d</i> − <i>r</i> = ${d - r}`;
+    if (behind === null && !run.done) return "The compressed network is ahead at every iteration so far.";
+    if (behind === null && wide) return `The compressed network is ahead at every iteration shown; ${room}, it can fall behind later.`;
+    if (behind === null) return `The compressed network is ahead at every iteration${rank < d ? ", with a fraction of the parameters" : ""}.`;
+    return wide
+      ? `From iteration ${number(behind)} on the compressed network is behind: ${room}, it keeps more idle directions than the original.`
       : `The compressed network is ahead, but not at iteration ${number(behind)}.`;
   }
 
