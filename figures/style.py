@@ -27,7 +27,8 @@ DARKEST, LIGHTEST = 13.0, 3.05
 """Contrasts to white of the first and the last of several shades."""
 
 MEASURED: dict[str, Any] = {"linewidth": 2.0, "solid_capstyle": "round"}
-THIN, THICK = {"linewidth": 1.4}, {"linewidth": 2.8}
+THIN: dict[str, Any] = {"linewidth": 1.4}
+THICK: dict[str, Any] = {"linewidth": 2.8}
 """The original and the compressed network where both are solid lines: apart in grey, too."""
 PREDICTED: dict[str, Any] = {"color": DARK, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
 

@@ -52,8 +52,8 @@ def track(results: Iterable["Result"], checks: Sequence["Check"]) -> Iterator["R
         TextColumn("left, about", style="dim"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    period = {"speed_estimate_period": WHOLE_RUN}
-    with Progress(*columns, console=console, transient=True, **period) as progress:
+    bar = Progress(*columns, console=console, transient=True, speed_estimate_period=WHOLE_RUN)
+    with bar as progress:
         task = progress.add_task(running(), total=len(checks))
         for result in results:
             finished.add(result.name)
