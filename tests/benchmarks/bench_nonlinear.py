@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--part", default="t10k", choices=("train", "t10k"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rank", type=int, default=2 * CLASSES)
@@ -202,7 +203,7 @@ def main() -> None:
     if options.cache:
         for name in options.variants:
             one(name, 0, argparse.Namespace(**vars(options) | {"epochs": 1}))
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.variants:
             run = one(name, seed, options)
             runs[name].append(run)
