@@ -130,7 +130,7 @@ def gradient_descent(
         callback_every = as_count("callback_every", callback_every, least=1)
     tolerance = -jnp.inf if tolerance is None else checked_tolerance(tolerance)
     rule = optimizer if isinstance(optimizer, GradientDescent) else _Static(optimizer)
-    run = partial(_run, per_step=per_step)
+    run = partial(_run, per_step=per_step, resumable=callback is not None)
     settings = (as_pytree(loss_of(objective)), rule, None if observe is None else as_pytree(observe))
 
     state = weights
@@ -175,19 +175,32 @@ def initial_state(loss: Callable, optimizer, weights, /, *, per_step: bool = Fal
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
 
 
-def take_step(
-    loss: Callable, optimizer, state: DescentState, /, *, evaluate: bool = True, per_step: bool = False
-) -> DescentState:
-    """State after one more step; its loss is the one before where it is not to be evaluated."""
+def take_step(loss: Callable, optimizer, state: DescentState, /, *, per_step: bool = False) -> DescentState:
+    """State after one more step."""
     number = state.step + 1
-    arguments = (number,) if per_step else ()
     updates, optimizer_state = optimizer.update(state.gradient, state.optimizer_state, state.weights)
     weights = optax.apply_updates(state.weights, updates)
-    if evaluate:
-        value, gradient = jax.value_and_grad(loss)(weights, *arguments)
-    else:
-        value, gradient = state.loss, jax.grad(loss)(weights, *arguments)
+    value, gradient = jax.value_and_grad(loss)(weights, *((number,) if per_step else ()))
     return DescentState(number, weights, optimizer_state, value, gradient)
+
+
+def _steps_until(goal, loss: Callable, optimizer, state: DescentState, /, *, per_step: bool) -> DescentState:
+    """State at step `goal`, with the loss there; its gradient is that of before.
+
+    A gradient is made in the step that uses it: carried from step to step, XLA on a CPU spreads its parts
+    over threads, which takes twice as long where they are small.
+    """
+
+    def step(carry):
+        number, weights, optimizer_state = carry
+        gradient = jax.grad(loss)(weights, *((number,) if per_step else ()))
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, weights)
+        return number + 1, optax.apply_updates(weights, updates), optimizer_state
+
+    moving = state.step, state.weights, state.optimizer_state
+    number, weights, optimizer_state = jax.lax.while_loop(lambda carry: carry[0] < goal, step, moving)
+    value = loss(weights, *((number,) if per_step else ()))
+    return DescentState(number, weights, optimizer_state, value, state.gradient)
 
 
 def checked_steps(
@@ -235,39 +248,41 @@ def _blank_rest(history: _History) -> _History:
     return _History(count, *jax.tree.map(rest, columns))
 
 
-def _run(*arguments, per_step: bool):
+def _run(*arguments, per_step: bool, resumable: bool):
     """`_advance`, with the loss evaluated at records only; a run that diverges is repeated with all of it.
 
     Under `jit` and `vmap`, where nobody can look at the outcome, it is evaluated at every step.
     """
+    static = {"per_step": per_step, "resumable": resumable}
     if is_traced(arguments):
-        return _advance(*arguments, every_step=True, per_step=per_step)
-    ended = _advance(*arguments, every_step=False, per_step=per_step)
+        return _advance(*arguments, every_step=True, **static)
+    ended = _advance(*arguments, every_step=False, **static)
     if int(ended[-1]) != Status.DIVERGED:
         return ended
-    return _advance(*arguments, every_step=True, per_step=per_step)
+    return _advance(*arguments, every_step=True, **static)
 
 
-@partial(jax.jit, static_argnames=("every_step", "per_step"))
+@partial(jax.jit, static_argnames=("every_step", "per_step", "resumable"))
 def _advance(
-    loss, optimizer, observe, state, history, end, record_every, tolerance, *, every_step, per_step
+    loss, optimizer, observe, state, history, end, record_every, tolerance, *, every_step, per_step, resumable
 ):
     """Run up to step `end`, recording every `record_every` steps; stop early where it should.
 
     The state that it starts from is recorded, too, in place of the last record: that of the same state.
-    With `every_step` a run ends at the first step whose loss is not finite, otherwise at the first record.
+    With `every_step` a run ends at the first step whose loss is not finite, otherwise at the first record,
+    and the gradient at its end is there if it is `resumable`.
     """
-    step = partial(take_step, loss, optimizer, evaluate=every_step, per_step=per_step)
+    step = partial(take_step, loss, optimizer, per_step=per_step)
 
     def steps_to_next_record(carry):
         state, history = carry
         goal = jnp.minimum(state.step + record_every, end)
-        state = jax.lax.while_loop(
-            lambda state: (state.step < goal) & jnp.isfinite(state.loss), step, state
-        )
-        if not every_step:
-            arguments = (state.step,) if per_step else ()
-            state = state._replace(loss=loss(state.weights, *arguments))
+        if every_step:
+            state = jax.lax.while_loop(
+                lambda state: (state.step < goal) & jnp.isfinite(state.loss), step, state
+            )
+        else:
+            state = _steps_until(goal, loss, optimizer, state, per_step=per_step)
         return state, _record(observe, state, history)
 
     def unfinished(carry):
@@ -277,6 +292,9 @@ def _advance(
     last = history._replace(rows=jnp.maximum(history.rows - 1, 0))
     history = _record(observe, state, last)
     state, history = jax.lax.while_loop(unfinished, steps_to_next_record, (state, history))
+    if resumable and not every_step:
+        gradient = jax.grad(loss)(state.weights, *((state.step,) if per_step else ()))
+        state = state._replace(gradient=gradient)
     ended = jnp.where(state.loss <= tolerance, Status.REACHED_TOLERANCE, Status.COMPLETED)
     return state, history, jnp.where(jnp.isfinite(state.loss), ended, Status.DIVERGED)
 

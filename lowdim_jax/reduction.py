@@ -12,6 +12,8 @@ identity times `ε`; the bulk is one scalar a layer. A step costs `O(L r³)` wha
 Derivation: docs/theory.md 3.1, 3.2 and, for layers that are not square, 3.5.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -96,7 +98,8 @@ class ReducedFactorization:
         Its gradient with respect to a `ρ_l` is that of a single bulk entry, which is what moves each
         of the `n` entries of the full network: the other `n − 1` count for the value only.
         """
-        core = jnp.sum((end_to_end(cores(layers)) - self.target.dense()) ** 2) / 2
+        product = functools.reduce(lambda product, core: core @ product, cores(layers))
+        core = jnp.sum((product - self.target.dense()) ** 2) / 2
         bulk = _end_to_end_bulk(layers) ** 2 / 2
         return core + (bulk + (self.bulk_count - 1) * jax.lax.stop_gradient(bulk))
 
@@ -189,8 +192,8 @@ def _lift_between(layer: ReducedLayer, before, after, frame=None, live=None) -> 
 
 
 def _end_to_end_bulk(layers: Sequence[ReducedLayer]) -> Float[Array, ""]:
-    """`Π_l ρ_l`."""
-    return jnp.prod(jnp.stack([layer.bulk for layer in layers]))
+    """`Π_l ρ_l`, of scalars: an array's product has a dozen small kernels as its derivative."""
+    return math.prod(layer.bulk for layer in layers)
 
 
 def cores(layers: Sequence[ReducedLayer | WindowLayer], /) -> Weights:
