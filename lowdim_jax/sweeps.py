@@ -57,6 +57,9 @@ def sweep(
 ) -> Sweep:
     """Gradient descent from many starts, with many rates, on one problem or on many.
 
+    For a device that one small run leaves idle, or for the very step at which each run is done. On a CPU
+    `gradient_descent`, run by run, is faster: it evaluates the loss at records only.
+
     Memory is that of `lanes` runs at a time beside the starts and the results. A lane whose run has
     reached its tolerance, diverged or used up its steps takes the next run at the next check, so that a
     slow run holds up nobody; all of it is one program, compiled once.

@@ -7,19 +7,23 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy  # which loads its parts on first use
 
 import lowdim_jax as ld
+from lowdim_jax import theory
 from lowdim_jax._host import as_pytree
 from lowdim_jax.descent import initial_state
 
 sys.path.append(str(Path(__file__).parent))
 import works
+from conftest import best_seconds
 
 WIDTHS = (100, 300, 1000, 3000)
 QUICK_WIDTHS = (100,)
@@ -167,6 +171,48 @@ def test_alpha_sweep(lanes, record, quick):
         record(loop, one_by_one, rounds=1)
     else:
         record(f"{len(alphas)} values of α, sweep, lanes={lanes}", swept, rounds=1, against=loop)
+
+
+def test_alpha_sweep_in_threads(record, quick):
+    """The runs one by one, two at a time: compiled programs let other threads of Python go on."""
+    target, mask = works.completion(40 if quick else 100, p=0.2 if not quick else 0.5)
+    problem = ld.completion(target, mask)
+    alphas = np.arange(0.5, 10.0, 0.25)[:: 8 if quick else 1]
+    start = ld.compress(problem, depth=3, scale=0.01, rank=10)
+    rate = 0.2 * float(ld.max_learning_rate(problem, depth=3, alpha=alphas[-1]))
+    tolerance = 1e-6 * float(problem.loss(start))
+
+    def run(alpha):
+        with jax.enable_x64(True):  # a setting of each thread
+            return ld.gradient_descent(
+                problem, start, ld.GradientDescent(rate, alpha=alpha), record_every=100, steps=20_000,
+                tolerance=tolerance,
+            )
+
+    def in_threads():
+        with ThreadPoolExecutor(2) as threads:
+            return list(threads.map(run, alphas))
+
+    loop = f"{len(alphas)} values of α, one by one"
+    record(f"{loop}, in two threads", in_threads, rounds=1, against=loop)
+
+
+@pytest.mark.parametrize("what", ["mode_time", "mode_trajectory", "original_mode"])
+def test_a_point_of_the_theory(what, record, quick):
+    """Beside SciPy's hyp2f1, in which the time of a mode can be written, point by point at the same values."""
+    count, law = (100 if quick else 1000), {"depth": 3, "scale": 0.1}
+    sigma = np.linspace(0.2, 1.9, count)
+    times = np.asarray(theory.mode_time(sigma, 2.0, **law))
+    call = {
+        "mode_time": lambda: theory.mode_time(sigma, 2.0, **law),
+        "mode_trajectory": lambda: theory.mode_trajectory(times, 2.0, **law),
+        "original_mode": lambda: theory.original_mode(times, 2.0, **law),
+    }[what]
+    seconds = None
+    if what == "mode_time":
+        ratio = sigma / 2.0
+        seconds = [best_seconds(scipy.special.hyp2f1, 1.0, -1 / 3, 2 / 3, ratio) / count for _ in range(5)]
+    record(f"{what}, L=3, a point of {count} (peer: SciPy's hyp2f1)", call, steps=count, peer=seconds)
 
 
 def test_gradient_flow(record, quick):
