@@ -199,7 +199,7 @@ def test_alpha_sweep_in_threads(record, quick):
 
 @pytest.mark.parametrize("what", ["mode_time", "mode_trajectory", "original_mode"])
 def test_a_point_of_the_theory(what, record, quick):
-    """Beside SciPy's hyp2f1, in which the time of a mode can be written, point by point at the same values."""
+    """Beside SciPy's hyp2f1, in which a mode's time can be written, point by point at the same values."""
     count, law = (100 if quick else 1000), {"depth": 3, "scale": 0.1}
     sigma = np.linspace(0.2, 1.9, count)
     times = np.asarray(theory.mode_time(sigma, 2.0, **law))
