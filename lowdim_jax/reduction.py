@@ -13,7 +13,7 @@ Derivation: docs/theory.md 3.1, 3.2 and, for layers that are not square, 3.5.
 """
 
 import functools
-import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -193,7 +193,7 @@ def _lift_between(layer: ReducedLayer, before, after, frame=None, live=None) -> 
 
 def _end_to_end_bulk(layers: Sequence[ReducedLayer]) -> Float[Array, ""]:
     """`Π_l ρ_l`, of scalars: an array's product has a dozen small kernels as its derivative."""
-    return math.prod(layer.bulk for layer in layers)
+    return functools.reduce(operator.mul, [layer.bulk for layer in layers])
 
 
 def cores(layers: Sequence[ReducedLayer | WindowLayer], /) -> Weights:

@@ -101,7 +101,7 @@ def _reduced_chain(_, key, *, sigma, rule, spaces, init):
     make = {"orthogonal": ld.orthogonal, "gaussian": ld.gaussian}[init]
     target = ld.random_target(key, (spaces[-1], spaces[0]), sigma)
     weights = make(key, spaces, scale=SCALE, dtype=sigma.dtype)
-    reduction = ld.reduce(weights, target, strict=False)
+    reduction: Any = ld.reduce(weights, target, strict=False)
     small = ld.reduced_descent(reduction, rule, steps=STEPS, record_every=STEPS, strict=False)
     ends = small.losses, reduction.problem.recovery_error(small.weights)
     return target.dense(), weights, reduction.lift(small.weights), reduction.bases, ends
