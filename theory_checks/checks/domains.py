@@ -226,6 +226,8 @@ def _solvers(setting: Setting) -> Calls:
     options = {"scale": 0.5, "dtype": setting.dtype}
     yield "reduction of Gaussian layers", lambda: ld.reduce(ld.gaussian(key, (3, 3), **options), low)
     yield "reduction of a bulge", lambda: ld.reduce(ld.orthogonal(key, (3, 5, 3), **options), low)
+    for name, given in {"window": {"window": eye}, "step": {"per_step": True}}.items():
+        yield f"a {name} of a target", lambda given=given: ld.reduce((eye, eye), low, **given)
     yield "reduction of zeros", lambda: ld.reduce((0 * eye,), low)
     sample = ld.sample(key, 6, jnp.ones(1, setting.dtype), depth=2, scale=0.5)
     yield "Adam on a reduction", lambda: ld.reduced_descent(sample, optax.adam(0.1), steps=1)

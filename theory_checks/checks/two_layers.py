@@ -12,11 +12,13 @@ from theory_checks.reference.random_matrices import haar
 from theory_checks.registry import Curve, Evidence, check
 from theory_checks.setting import Setting
 
+ZEROS = "singular values of zero"
 CASES = {
     "square, λ = 0": (4, 4, 4, 0.2, 0.2),
     "bottleneck": (6, 2, 5, 0.2, 0.2),
     "λ > 0": (4, 3, 4, 0.2, 0.8),
     "λ < 0": (4, 3, 4, 0.8, 0.2),
+    ZEROS: (4, 4, 4, 0.2, 0.2),
     "wide, λ > 0": (6, 3, 4, 0.2, 0.8),
     "tall, λ < 0": (4, 3, 6, 0.8, 0.2),
 }
@@ -52,6 +54,8 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
         outer = outer_scale * _semi_orthogonal(rng, d_out, hidden)
         inner = inner * (1 + spread * rng.standard_normal((hidden, 1)))
         target = haar(rng, d_out, 3) * SIGMA @ haar(rng, d_in, 3).T
+        if name == ZEROS:
+            target = np.diag([*SIGMA[:2], 0.0, 0.0])
         clock = np.append(TIMES, LATE)
         cast = [np.asarray(x, setting.dtype) for x in (clock, inner, outer, factor * target)]
         everything = closed_form(*cast)
