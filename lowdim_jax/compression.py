@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import is_traced, on_host
+from lowdim_jax._krylov import leading_triplets
 from lowdim_jax.initialization import spectral
-from lowdim_jax.linalg import LowRank, as_matrix, estimate_rank, is_sparse, leading_svd
+from lowdim_jax.linalg import SMALL, LowRank, as_matrix, estimate_rank, is_sparse, leading_svd
 from lowdim_jax.networks import Weights, compressed_widths
 from lowdim_jax.problems.base import Problem
 
@@ -117,17 +118,56 @@ def visible_components(problem: Problem, /, *, margin: float = 1.0) -> Visible:
         parts = problem.surrogate()
         count = estimate_rank(parts)
         return Visible(parts.truncate(count), count, None)
-    edge, wanted, most = float(edge_of()), FEW, min(problem.shape)
-    while True:
-        parts = problem.surrogate(min(wanted, most))
-        count = int(np.sum(np.asarray(parts.singular_values) > margin * edge))
-        if count < len(parts.singular_values) or wanted >= most:
-            break
-        wanted *= 4
+    edge = float(edge_of())
+    parts = surrogate_above(problem, margin * edge)
+    count = int(np.sum(np.asarray(parts.singular_values) > margin * edge))
     if float(getattr(problem, "fraction", 0)) == 1:
         parts = problem.surrogate()
         count, edge = _deflated_count(problem, parts, count, edge, margin)
     return Visible(parts.truncate(max(count, 1)), count, edge)
+
+
+def surrogate_above(problem: Problem, level: float, /) -> LowRank:
+    """Components of the surrogate above a level, one at least; others may be among them.
+
+    Where the surrogate is large, no others are computed, and these to four digits: a start needs no more.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> problem = ld.factorization(jnp.diag(jnp.arange(20.0)))
+    >>> surrogate_above(problem, 15.5).singular_values[:5]
+    Array([19., 18., 17., 16., 15.], dtype=float32)
+    """
+    if (matrix := _large_surrogate(problem)) is not None:
+        return leading_triplets(matrix, above=level)
+    wanted, most = FEW, min(problem.shape)
+    while True:
+        parts = problem.surrogate(min(wanted, most))
+        if wanted >= most or not np.all(np.asarray(parts.singular_values) > level):
+            return parts
+        wanted *= 4
+
+
+def leading_surrogate(problem: Problem, rank: int, /) -> LowRank:
+    """Leading components of the surrogate; to four digits where it is large.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> leading_surrogate(ld.factorization(jnp.diag(jnp.arange(20.0))), 2).singular_values
+    Array([19., 18.], dtype=float32)
+    """
+    matrix = _large_surrogate(problem)
+    return problem.surrogate(rank) if matrix is None else leading_triplets(matrix, least=rank)
+
+
+def _large_surrogate(problem: Any) -> Any:
+    """The surrogate matrix, where it is one of concrete values that is too large to be decomposed."""
+    d_out, d_in = problem.shape
+    if d_out * d_in <= SMALL or not hasattr(problem, "surrogate_matrix") or is_traced(problem):
+        return None
+    return on_host(problem.surrogate_matrix())
 
 
 def _deflated_count(problem: Any, parts: LowRank, count: int, edge: float, margin: float):

@@ -12,7 +12,7 @@ import numpy as np
 from lowdim_jax._host import as_array, as_pytree, on_host
 from lowdim_jax.checked_run import CheckedRun, fingerprint, progress_bar, same_run
 from lowdim_jax.closing import parts_of, value_of
-from lowdim_jax.compression import Visible, visible_components
+from lowdim_jax.compression import Visible, leading_surrogate, visible_components
 from lowdim_jax.descent import DescentState, gradient_descent, initial_state
 from lowdim_jax.growing import (
     EACH_HELD_OUT,
@@ -431,10 +431,10 @@ def _look(problem: Any, rank: int | None, start: Weights | None, *, edge: bool) 
     """Components of the surrogate: those above the noise, or as many as asked for."""
     data = on_host(problem)
     if start is not None:
-        return Visible(data.surrogate(1), 1, None)
+        return Visible(leading_surrogate(data, 1), 1, None)
     if rank is None:
         return visible_components(data)
-    parts = data.surrogate(rank)
+    parts = leading_surrogate(data, rank)
     if not edge or not hasattr(data, "noise_edge"):
         return Visible(parts, rank, None)
     level = float(data.noise_edge())

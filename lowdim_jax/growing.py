@@ -10,7 +10,7 @@ import numpy as np
 
 from lowdim_jax._host import on_host
 from lowdim_jax.closing import Closed, close, exact_loss, factors, parts_of, residual_of, value_of
-from lowdim_jax.compression import Visible, visible_components
+from lowdim_jax.compression import Visible, leading_surrogate, visible_components
 from lowdim_jax.linalg import LowRank
 
 MARGIN = 1.05
@@ -112,7 +112,7 @@ def stages(
             return
         shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
         if not _structure(shown) > MARGIN and budget.left > 0:
-            other = on_host(problem).surrogate(rank)
+            other = leading_surrogate(on_host(problem), rank)
             again = budget.close(problem, other, goal=goal, stall=stall)
             if again.loss < best.loss:
                 best = again

@@ -89,8 +89,9 @@ def test_both_forms_train_alike(x64):
 
 def test_groups_of_every_length_are_summed(x64, monkeypatch):
     """Rows with none, one, just as many and one more than a group's slots, over several chunks."""
-    monkeypatch.setattr(groups, "CHUNK", 3)
-    counts = [0, 1, groups.SLOTS, groups.SLOTS + 1, 3 * groups.SLOTS, 0]
+    monkeypatch.setattr(groups, "AT_ONCE", 3 * 16)
+    monkeypatch.setattr(groups, "SLOTS", (16,))
+    counts = [0, 1, 16, 17, 48, 0]
     rng = np.random.default_rng(0)
     mask = np.zeros((6, 60), bool)
     for row, count in enumerate(counts):

@@ -18,15 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import AnyArray, as_array
+from lowdim_jax._triplets import checked_triplets, merged
 from lowdim_jax.linalg import LowRank
 from lowdim_jax.networks import Weights, check_fits, end_to_end_factors
-from lowdim_jax.problems.groups import CHUNK, SLOTS, Groups, sweep_groups
+from lowdim_jax.problems.groups import AT_ONCE, SLOTS, Groups, cost_of_slots, sweep_groups
 from lowdim_jax.problems.matrix_completion import (
     COMPONENTS,
     ObservedCompletion,
     completion_error,
+    grouped,
     half_squared_misfit,
-    observed_completion,
 )
 from lowdim_jax.problems.noise import FLIPS
 
@@ -307,20 +308,16 @@ def sharded_completion(
         )
     device_of = rows // block
     problems: list[ObservedCompletion | None] = []
+    slots = _slots(rows, columns, (block, shape[1]), mesh)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # only the blocks go to the devices
         for place in _places(mesh):
             here = device_of == place
-            problems.append(
-                observed_completion(
-                    rows[here] - place * block,
-                    columns[here],
-                    values[here],
-                    shape=(block, shape[1]),
-                    duplicates=duplicates,
-                )
-                if here.any()
-                else None
-            )
+            if not here.any():
+                problems.append(None)
+                continue
+            part = rows[here] - place * block, columns[here], values[here]
+            triplets, own_shape = checked_triplets(*part, shape=(block, shape[1]))
+            problems.append(grouped(*merged(triplets, own_shape, duplicates), own_shape, slots=slots))
     given = [problem for problem in problems if problem]
     count = sum(problem.count for problem in given)
     counts, sizes = _all_processes([count, given[0].by_row.values.dtype.itemsize if given else 0])
@@ -328,8 +325,8 @@ def sharded_completion(
         raise ValueError("no entry is observed: every process has given none")
     dtype = np.dtype(f"f{sizes.max()}")  # a process without entries does not know
     by_row, by_column = (
-        _stacked([problem and getattr(problem, side) for problem in problems], owners, dtype, mesh)
-        for side, owners in (("by_row", block), ("by_column", shape[1]))
+        _stacked([problem and getattr(problem, side) for problem in problems], owners, width, dtype, mesh)
+        for side, owners, width in (("by_row", block, slots[0]), ("by_column", shape[1], slots[1]))
     )
     blocks = ObservedCompletion(by_row, by_column, int(counts.sum()))
     return ShardedCompletion(blocks, (int(shape[0]), int(shape[1])), mesh)
@@ -384,11 +381,27 @@ def _all_processes(numbers: Sequence[int]) -> np.ndarray:
     return np.asarray(gathered).reshape(jax.process_count(), -1).T.astype(np.int64)
 
 
-def _stacked(parts: "Sequence[Groups | None]", owners: int, dtype, mesh: Mesh) -> Groups:
+def _slots(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], mesh: Mesh) -> tuple[int, int]:
+    """Slots of a group, by row and by column: those that cost least on all devices together."""
+    costs, largest = np.zeros((2, len(SLOTS))), 2**31 - 1
+    device_of = rows // shape[0]
+    for place in _places(mesh):
+        here = device_of == place
+        for cost, owners in zip(costs, (rows[here] - place * shape[0], columns[here]), strict=True):
+            if len(owners) and 0 <= owners.min() and owners.max() < largest:  # others are refused later
+                cost += cost_of_slots(np.unique(owners, return_counts=True)[1])
+    total = _all_processes((costs.ravel() / 2**10).astype(int)).sum(1).reshape(costs.shape)
+    by_row, by_column = (SLOTS[int(np.argmin(cost))] for cost in total)
+    return by_row, by_column
+
+
+def _stacked(
+    parts: "Sequence[Groups | None]", owners: int, slots: int, dtype, mesh: Mesh
+) -> Groups:
     """Groups of all devices with a first axis over devices, filled up to those of the fullest one."""
     needed = max((part.owner.size for part in parts if part), default=0)
     total = int(_all_processes([needed]).max())
-    chunk = min(CHUNK, total)
+    chunk = min(AT_ONCE // slots, total)
     padded = -(-total // chunk) * chunk
 
     def stack(name, fill, slots, dtype):
@@ -404,8 +417,8 @@ def _stacked(parts: "Sequence[Groups | None]", owners: int, dtype, mesh: Mesh) -
 
     return Groups(
         stack("owner", 0, (), np.int32),
-        stack("others", -1, (SLOTS,), np.int32),
-        stack("values", 0, (SLOTS,), dtype),
+        stack("others", -1, (slots,), np.int32),
+        stack("values", 0, (slots,), dtype),
         owners,
     )
 

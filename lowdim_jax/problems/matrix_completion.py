@@ -190,8 +190,12 @@ class ObservedCompletion:
 
     def surrogate_matrix(self) -> "scipy.sparse.csr_array":
         """`−∇ℓ(0) = P_Ω(Φ) / p` as a SciPy sparse matrix, of concrete values only."""
-        rows, columns, values = self.triplets()
-        return scipy.sparse.csr_array((values / self.fraction, (rows, columns)), shape=self.shape)
+        groups = jax.tree.map(np.asarray, self.by_row)
+        seen = groups.others >= 0
+        counts = np.bincount(groups.owner.ravel(), seen.sum(-1).ravel(), minlength=groups.owners)
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        values = groups.values[seen] / groups.values.dtype.type(self.fraction)
+        return scipy.sparse.csr_array((values, groups.others[seen], starts), shape=self.shape)
 
     def surrogate(self, rank: int | None = None, /) -> LowRank:
         """Leading `rank` singular triplets of the surrogate, at most 100 of them by default."""
@@ -334,12 +338,16 @@ def observed_completion(
         coordinates = rows.tocoo()
         rows, columns, values = coordinates.row, coordinates.col, coordinates.data
     triplets, shape = checked_triplets(rows, columns, values, shape=shape)
-    rows, columns, values = merged(triplets, shape, duplicates)
-    by_row = group(rows, columns, values, shape[0])
+    return grouped(*merged(triplets, shape, duplicates), shape, truth=truth)
+
+
+def grouped(rows, columns, values, shape, *, truth=None, slots=(None, None)) -> ObservedCompletion:
+    """The problem of checked entries, ordered by row; of so many slots a group, by row and by column."""
+    by_row = group(rows, columns, values, shape[0], slots=slots[0])
     order = np.argsort(columns, kind="stable")
     return ObservedCompletion(
         by_row=by_row,
-        by_column=group(columns[order], rows[order], values[order], shape[1]),
+        by_column=group(columns[order], rows[order], values[order], shape[1], slots=slots[1]),
         count=len(values),
         truth=as_truth(truth, shape),
     )

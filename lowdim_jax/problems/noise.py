@@ -6,14 +6,16 @@ Docs/theory.md 1.7. Signs are drawn on the host, so that they are the same on ev
 from collections.abc import Callable
 
 import numpy as np
-import scipy
 
+from lowdim_jax._krylov import leading_triplets
 from lowdim_jax.linalg import is_sparse
 
 FLIPS = 3
 """Draws of random signs of which the largest singular value counts."""
 ACCURACY = 1e-3
 """Relative accuracy of a singular value that is only compared with others."""
+DENSE = 1 << 13
+"""Entries up to which all singular values are as quickly found."""
 
 
 def flipped_norm(data: np.ndarray, surrogate_of: Callable, /, *, seed: int = 0) -> float:
@@ -35,10 +37,8 @@ def flipped_norm(data: np.ndarray, surrogate_of: Callable, /, *, seed: int = 0) 
 
 
 def rough_norm(matrix, /) -> float:
-    """Spectral norm to three digits, of a matrix far too large for all of its singular values."""
-    if min(matrix.shape) <= 64:
+    """Spectral norm to three digits, of a matrix that may be far too large for all of its singular values."""
+    if matrix.shape[0] * matrix.shape[1] <= DENSE:
         return float(np.linalg.norm(matrix.toarray() if is_sparse(matrix) else np.asarray(matrix), 2))
     matrix = matrix if is_sparse(matrix) else np.asarray(matrix)
-    start = np.random.default_rng(0).standard_normal(min(matrix.shape)).astype(matrix.dtype)
-    (norm,) = scipy.sparse.linalg.svds(matrix, 1, tol=ACCURACY, v0=start, return_singular_vectors=False)
-    return float(norm)
+    return float(leading_triplets(matrix, accuracy=ACCURACY).singular_values[0])
