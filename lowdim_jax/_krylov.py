@@ -55,7 +55,7 @@ def leading_triplets(
 
 
 def _iterate(tall: Any, least: int, above: float, accuracy: float):
-    """An orthonormal basis that holds the right vectors asked for; its image, in blocks, and their Gram matrix."""
+    """An orthonormal basis that holds the right vectors asked for; its images, and their Gram matrix."""
     side, dtype = tall.shape[1], tall.dtype
     block = min(side, max(least, 1 if above == NO_LEVEL else BLOCK))
     new = np.linalg.qr(np.random.default_rng(0).standard_normal((side, block)).astype(dtype))[0]

@@ -4,6 +4,7 @@ Descent's time grows with the condition number of the matrix (docs/theory.md 2.4
 `1/σ`), that of a Gauss–Newton step does not. Nothing but the loss of networks of two factors is needed.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +15,15 @@ from lowdim_jax._host import as_array, as_pytree, on_host
 from lowdim_jax.linalg import LowRank
 from lowdim_jax.networks import Weights, end_to_end_factors
 
-PRODUCTS = 60
+PRODUCTS = 200
 """Products with the Hessian that a step may take."""
 DAMPING = 1e-2
 """Damping of the first step, as a fraction of the Hessian's size along the gradient."""
 MOST_DAMPING = 1e4
+SOLVING = 8
+"""Conjugate gradients of one factor's ridge regression: the next one goes on from there."""
+RIDGES = tuple(np.geomspace(0.5, 1e-3, 16).tolist())
+"""Ridges of a graduated fit, as fractions of the surrogate's largest singular value, where it is zero."""
 LOOK_BACK = 3
 """Steps over which progress is measured."""
 ROUNDING = 20
@@ -85,6 +90,38 @@ def close(
     return Closed(LowRank(*map(as_array, _cut(parts, rank))), value, spent)
 
 
+def graduated(loss: Any, parts: LowRank, ridges: Iterable[float], /) -> Iterator[LowRank]:
+    """Matrices `A Bᵀ` of small `ℓ(A Bᵀ) + (λ/2) (‖A‖² + ‖B‖²)`, for ridges that fall: a path.
+
+    For a width above the matrix's the penalty is `λ ‖A Bᵀ‖_*`, the nuclear norm (Srebro, Rennie and Jaakkola
+    2004): large ridges leave few components, whatever the width, and a falling one lets others in one by one.
+    So the path ends in better minima than a fit without a ridge finds near the information limit; and with
+    noise its best point is better than its end. One sweep of alternating ridge regressions a ridge, of
+    `SOLVING` conjugate gradients each: `gradients_of_a_sweep` gradients.
+
+    Parameters
+    ----------
+    loss
+        Loss of a network of two factors, a quadratic function of the matrix.
+    parts
+        Where to start; its number of components is the width.
+    ridges
+        `λ`, falling; at the surrogate's largest singular value the zero matrix is the minimum.
+    """
+    loss, rank = as_pytree(loss), len(parts.singular_values)
+    parts = _padded(parts)
+    root = np.sqrt(parts.singular_values)
+    a, b = parts.left * root, parts.right * root
+    for ridge in ridges:
+        a, b = _ridge_sweep(loss, a, b, np.asarray(ridge, parts.dtype))
+        yield LowRank(*map(as_array, _cut(_product_svd(np.asarray(a), np.asarray(b).T), rank)))
+
+
+def gradients_of_a_sweep() -> int:
+    """Gradients of the loss that a point of `graduated` takes."""
+    return 2 * (SOLVING + 1)
+
+
 def value_of(loss: Any, parts: LowRank, /) -> float:
     """Loss of a matrix of few components."""
     return _at(as_pytree(loss), _padded(parts))[0]
@@ -127,6 +164,34 @@ def _tangent_loss(loss, left, values, right, move):
         return loss((jnp.concatenate([right.T, b.T]), outer))
 
     return jax.value_and_grad(of)(move)
+
+
+@jax.jit
+def _ridge_sweep(loss, a, b, ridge):
+    """Ridge regressions of the left factor on the right one, then the other way round."""
+    a = _regression(lambda a: loss((b.T, a)), a, ridge)
+    return a, _regression(lambda b: loss((b.T, a)), b, ridge)
+
+
+def _regression(loss, factor, ridge):
+    """Minimizer of a quadratic loss and a ridge, by conjugate gradients, as far as they are not rounding."""
+    slope = jax.grad(lambda factor: loss(factor) + ridge / 2 * jnp.sum(factor**2))
+    first, limits = slope(jnp.zeros_like(factor)), jnp.finfo(factor.dtype)
+    tiny, eps = float(limits.tiny), float(limits.eps)
+    rounding = (1e3 * eps) ** 2 * jnp.vdot(first, first)
+
+    def step(state, _):
+        factor, remainder, direction, left = state
+        image = slope(direction) - first
+        length = jnp.where(left > rounding, left / jnp.maximum(jnp.vdot(direction, image), tiny), 0)
+        factor, remainder = factor + length * direction, remainder - length * image
+        after = jnp.vdot(remainder, remainder)
+        turn = jnp.where(left > rounding, after / jnp.maximum(left, tiny), 0)
+        return (factor, remainder, remainder + turn * direction, after), None
+
+    remainder = -slope(factor)
+    state = factor, remainder, remainder, jnp.vdot(remainder, remainder)
+    return jax.lax.scan(step, state, length=SOLVING)[0][0]
 
 
 def _slope(loss, parts: LowRank, move: np.ndarray) -> tuple[float, np.ndarray]:

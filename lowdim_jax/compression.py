@@ -150,7 +150,7 @@ def surrogate_above(problem: Problem, level: float, /) -> LowRank:
 
 
 def leading_surrogate(problem: Problem, rank: int, /) -> LowRank:
-    """Leading components of the surrogate; to four digits where it is large.
+    """Leading components of the surrogate; to three digits where it is large.
 
     Examples
     --------
@@ -159,7 +159,7 @@ def leading_surrogate(problem: Problem, rank: int, /) -> LowRank:
     Array([19., 18.], dtype=float32)
     """
     matrix = _large_surrogate(problem)
-    return problem.surrogate(rank) if matrix is None else leading_triplets(matrix, least=rank)
+    return problem.surrogate(rank) if matrix is None else leading_triplets(matrix, least=rank, accuracy=1e-3)
 
 
 def _large_surrogate(problem: Any) -> Any:

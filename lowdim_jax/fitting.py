@@ -27,6 +27,7 @@ from lowdim_jax.growing import (
     choose,
     generalized,
     largest_rank,
+    path,
     stages,
     zero_matrix,
 )
@@ -363,6 +364,9 @@ def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) 
     elif choice.parts is None:
         parts = best_constant(problem, dtype)
         why = f"on {HELD_OUT:.0%} of the data, held out, a constant does as well ({left:.3g} left)"
+    elif choice.ridges is not None:
+        *_, parts = path(problem, len(choice.parts.singular_values), spending, last=choice.ridges)
+        why = f"with a ridge, chosen on {HELD_OUT:.0%} of the data, held out, of which it leaves {left:.3g}"
     else:
         same = [stage.parts for stage in found if stage.rank == len(choice.parts.singular_values)]
         starts = [choice.parts, *same]

@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowdim_jax._host import on_host
-from lowdim_jax.closing import Closed, close, exact_loss, factors, parts_of, residual_of, value_of
+from lowdim_jax.closing import (
+    RIDGES,
+    Closed,
+    close,
+    exact_loss,
+    factors,
+    gradients_of_a_sweep,
+    graduated,
+    parts_of,
+    residual_of,
+    value_of,
+)
 from lowdim_jax.compression import Visible, leading_surrogate, visible_components
 from lowdim_jax.linalg import LowRank
 
@@ -17,6 +28,8 @@ MARGIN = 1.05
 """How far above its noise edge a residual's singular value has to be to count as structure."""
 LOOK_AHEAD = 2
 """Ranks tried after residuals began to look like noise, or held-out errors began to rise."""
+FEW_RANKS = 10
+"""Ranks that are all tried, where the data determine no more: near the information limit none shows."""
 MOST_DATA = 0.95
 """Degrees of freedom of an exact fit, as a fraction of the data: more would fit anything."""
 HELD_OUT = 0.1
@@ -29,6 +42,10 @@ MOST_GENERALIZED, MUCH = 0.75, 0.02
 """Freedom over data up to which the misfit itself tells a rank, and how much better it has to be."""
 NOISY_STALL = 3e-2
 """Three steps that reduce a noisy loss by less than this fraction are the last."""
+
+
+CLEAR = 2.0
+"""Standard errors by which a fit has to be better on held-out data than the best constant matrix."""
 
 
 class Stage(NamedTuple):
@@ -56,9 +73,13 @@ class Budget:
     def close(self, problem: Any, start: LowRank, **settings: Any) -> Closed:
         """Close from a start, as far as gradients are left."""
         closed = close(problem.loss, start, gradients=min(self.left, self.each), **settings)
-        self.left -= closed.gradients
-        self.spent += closed.gradients
+        self.take(closed.gradients)
         return closed
+
+    def take(self, gradients: int) -> None:
+        """Note that gradients were spent."""
+        self.left -= gradients
+        self.spent += gradients
 
 
 def freedom(problem: Any, rank: int, /) -> int:
@@ -82,10 +103,10 @@ def stages(
     """Best matrices of growing rank; the caller ends it, or it ends where nothing is left to see.
 
     A stage starts from the one before and the components that its residual shows above the residual's own
-    noise edge (one at least); where then nothing is left to see, also from the surrogate's own leading
-    components. The first finds small components beside large ones, the second equal ones of which too few
-    were seen. A rank that was not fitted is tried again from the one above it, cut: nearest to the
-    information limit the way there leads through more dimensions.
+    noise edge (one at least); where then nothing is left to see, also from the end of a graduated fit that is
+    wider (`closing.graduated`), cut. The first finds small components beside large ones, the second equal
+    ones of which too few were seen. A rank that was not fitted is tried again from the one above it, cut:
+    nearest to the information limit the way there leads through more dimensions.
 
     Parameters
     ----------
@@ -112,8 +133,7 @@ def stages(
             return
         shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
         if not _structure(shown) > MARGIN and budget.left > 0:
-            other = leading_surrogate(on_host(problem), rank)
-            again = budget.close(problem, other, goal=goal, stall=stall)
+            again = budget.close(problem, _graduated_start(problem, rank, budget), goal=goal, stall=stall)
             if again.loss < best.loss:
                 best = again
                 shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
@@ -127,9 +147,26 @@ def stages(
         if best.loss <= exact or rank >= most:
             return
         quiet = 0 if structure > MARGIN else quiet + 1
-        if quiet > LOOK_AHEAD:
+        if quiet > LOOK_AHEAD and most > FEW_RANKS:
             return
         start = _sum(best.parts, shown.parts.truncate(most - rank))
+
+
+def path(problem: Any, rank: int, budget: Budget, /, *, last: int = len(RIDGES)) -> Iterator[LowRank]:
+    """A graduated fit of a width, from the surrogate's leading components, up to its `last` ridge."""
+    start = leading_surrogate(on_host(problem), rank)
+    top = float(start.singular_values[0])
+    for point in graduated(problem.loss, start, [top * ridge for ridge in RIDGES[:last]]):
+        budget.take(gradients_of_a_sweep())
+        yield point
+        if budget.left <= 0:
+            return
+
+
+def _graduated_start(problem: Any, rank: int, budget: Budget) -> LowRank:
+    """Leading components of the end of a graduated fit with room for twice as many."""
+    *_, end = path(problem, min(2 * rank + 1, *problem.shape), budget)
+    return end.truncate(rank)
 
 
 def _from_above(problem, best: Closed, rank: int, exact, goal, budget: Budget, stall) -> Closed | None:
@@ -141,29 +178,53 @@ def _from_above(problem, best: Closed, rank: int, exact, goal, budget: Budget, s
 
 
 class Choice(NamedTuple):
-    """What held-out data chose: components to start from, and what they leave of the held-out data."""
+    """What held-out data chose.
+
+    Components to start from, what they leave of the held-out data, and the number of ridges of a graduated
+    fit up to which it is best; None where no ridge is.
+    """
 
     parts: LowRank | None
     loss: float
+    ridges: int | None = None
 
 
 def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget) -> Choice:
-    """Rank of the smallest loss on held-out data, and that of the best constant matrix.
+    """Rank and ridge of the smallest loss on held-out data, and that of the best constant matrix.
 
-    `parts` is None where no rank does better than the constant (or the zero matrix).
+    `parts` is None where none does clearly better than the constant (or the zero matrix).
     """
     first = visible_components(on_host(train)).parts.truncate(most)
     constant = best_constant(train, first.dtype)
-    trivial = min(value_of(held.loss, matrix) for matrix in (zero_matrix(held, first.dtype), constant))
-    best, worse = Choice(None, trivial), 0
+    trivials = zero_matrix(held, first.dtype), constant
+    loss, trivial = min(((value_of(held.loss, one), one) for one in trivials), key=lambda pair: pair[0])
+    best, worse = Choice(None, loss), 0
     for stage in stages(train, first, exact=exact, most=most, budget=budget, stall=NOISY_STALL):
-        loss = value_of(held.loss, stage.parts)
-        worse = worse + 1 if not loss < best.loss else 0
-        if not worse:
-            best = best._replace(parts=stage.parts, loss=loss)
-        if worse >= LOOK_AHEAD:
+        candidates = [(stage.parts, None), *_counted(path(train, stage.rank, budget))]
+        choices = [Choice(parts, value_of(held.loss, parts), ridges) for parts, ridges in candidates]
+        least = min(choices, key=lambda choice: choice.loss)
+        worse = worse + 1 if not least.loss < best.loss else 0
+        best = best if worse else least
+        if worse >= LOOK_AHEAD and most > FEW_RANKS:
             break
-    return best
+    return best if best.parts is None or _is_clear(held, best, trivial, loss) else Choice(None, loss)
+
+
+def _is_clear(held: Any, best: Choice, trivial: LowRank, loss: float) -> bool:
+    """Whether the best of many tries is better than a trivial matrix by more than chance allows.
+
+    By `CLEAR` standard errors of the difference, `2 √(ℓ(best) ½‖δ‖² / n)` for independent errors of the best,
+    where the two differ by `δ` on the `n` data held out.
+    """
+    halves = (LowRank(part.left, part.singular_values / 2, part.right) for part in (best.parts, trivial))
+    between = value_of(held.loss, _sum(*halves))
+    apart = max(2 * (best.loss + loss) - 4 * between, 0.0)
+    return loss - best.loss > CLEAR * 2 * (best.loss * apart / held.count) ** 0.5
+
+
+def _counted(points: Iterator[LowRank]) -> Iterator[tuple[LowRank, int]]:
+    """Points of a path, each with its number, from one."""
+    return ((point, number) for number, point in enumerate(points, start=1))
 
 
 def generalized(problem: Any, found: list[Stage], /) -> tuple[Stage | None, float]:

@@ -388,7 +388,7 @@ def _slots(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], mesh: 
     for place in _places(mesh):
         here = device_of == place
         for cost, owners in zip(costs, (rows[here] - place * shape[0], columns[here]), strict=True):
-            if len(owners) and 0 <= owners.min() and owners.max() < largest:  # others are refused later
+            if len(owners) and owners.min() >= 0 and owners.max() < largest:  # others are refused later
                 cost += cost_of_slots(np.unique(owners, return_counts=True)[1])
     total = _all_processes((costs.ravel() / 2**10).astype(int)).sum(1).reshape(costs.shape)
     by_row, by_column = (SLOTS[int(np.argmin(cost))] for cost in total)

@@ -28,8 +28,8 @@ LANES = 8
 class Groups:
     """Observed entries in groups that share an owner (a row, or a column), in chunks.
 
-    An owner has as many groups as it needs; what is left of the last one is marked by −1 in `others`. How many
-    slots a group has follows from the owners' numbers of entries (`cost_of_slots`).
+    An owner has as many groups as it needs; what is left of the last one is marked by −1 in `others`. How
+    many slots a group has follows from the owners' numbers of entries (`cost_of_slots`).
     """
 
     owner: Int[AnyArray, "chunks groups"]
