@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lowdim_jax._host import is_traced, on_host
+from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax._krylov import leading_triplets
 from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import SMALL, LowRank, as_matrix, estimate_rank, is_sparse, leading_svd
@@ -143,7 +143,7 @@ def surrogate_above(problem: Problem, level: float, /) -> LowRank:
         return leading_triplets(matrix, above=level)
     wanted, most = FEW, min(problem.shape)
     while True:
-        parts = problem.surrogate(min(wanted, most))
+        parts = _of_shape(problem.surrogate(min(wanted, most)), problem.shape)
         if wanted >= most or not np.all(np.asarray(parts.singular_values) > level):
             return parts
         wanted *= 4
@@ -159,7 +159,17 @@ def leading_surrogate(problem: Problem, rank: int, /) -> LowRank:
     Array([19., 18.], dtype=float32)
     """
     matrix = _large_surrogate(problem)
-    return problem.surrogate(rank) if matrix is None else leading_triplets(matrix, least=rank, accuracy=1e-3)
+    if matrix is None:
+        return _of_shape(problem.surrogate(rank), problem.shape)
+    return leading_triplets(matrix, least=rank, accuracy=1e-3)
+
+
+def _of_shape(parts: LowRank, shape: tuple[int, int]) -> LowRank:
+    """Without the zero rows that fill up blocks over devices, where this process can see them all."""
+    if parts.shape == shape or not parts.left.is_fully_addressable:
+        return parts
+    left, right = np.asarray(parts.left)[: shape[0]], np.asarray(parts.right)[: shape[1]]
+    return LowRank(*map(as_array, (left, np.asarray(parts.singular_values), right)))
 
 
 def _large_surrogate(problem: Any) -> Any:

@@ -21,6 +21,7 @@ from lowdim_jax.growing import (
     MARGIN,
     MUCH,
     NOISY_STALL,
+    OF_A_PATH,
     Budget,
     Stage,
     best_constant,
@@ -191,7 +192,8 @@ def fit(
         raise ValueError(f"patience={patience}, expected a positive number")
     if finish is None:
         finish = start is None and weight_decay is None
-    finish = finish and hasattr(problem, "residual")
+    alone = jax.process_count() == 1 or not hasattr(problem, "place")
+    finish = finish and alone and hasattr(problem, "residual")
     if start is None and rank is not None:
         _, rank, *_ = compressed_widths(*problem.shape, depth=depth, rank=rank)
     problem, unit = _normalized(problem, depth)
@@ -275,12 +277,14 @@ def fit(
     done = outcome.status == Status.REACHED_TOLERANCE and tolerance != TOLERANCE
     done = done or asked or (rank is not None and run.overdue(check_every))  # its width fits noise
     if finish and spent < steps and not done and outcome.status != Status.DIVERGED:
-        first = parts_of(run.state.weights, min(settings["rank"], max(look.above, 1)))
+        whole = getattr(problem, "gather", tuple)(run.state.weights)
+        first = parts_of(whole, min(settings["rank"], max(look.above, 1)))
         most = largest_rank(problem) if rank is None else rank
         again = {"depth": depth, "alpha": alpha, "patience": patience, "check_every": check_every}
         outcome = _finish(problem, run, first, zero, tolerance, most, steps - spent, outcome, again)
         if rank is not None:
             outcome = replace(outcome, weights=_widened(outcome.weights, rank))
+        outcome = replace(outcome, weights=getattr(problem, "place", tuple)(outcome.weights))
         settings["rank"] = widths(outcome.weights)[1]
     numbers, losses, validation = np.array(run.history).T
     loss = losses[np.searchsorted(numbers, run.best_step)] if outcome.loss is None else outcome.loss
@@ -328,6 +332,7 @@ def _finish(
     """Close the descent, grow the rank until the data are fitted, or choose it on data held out."""
     step, depth, before = int(run.state.step), again["depth"], descent.ended
     may_hold_out = run.validate is None and getattr(problem, "count", 0) >= FEWEST
+    may_hold_out = may_hold_out and budget >= 6 * OF_A_PATH  # less would tell a constant from nothing
     exploring = Budget(budget // 2 if may_hold_out else budget)
     found: list[Stage] = []
     for stage in stages(problem, first, exact=tolerance * zero, most=most, budget=exploring):
@@ -355,8 +360,9 @@ def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) 
     """Choose rank and number of steps on data held out, and fit all of them so."""
     depth, dtype = again["depth"], found[0].parts.dtype
     train, held = problem.split(HELD_OUT, seed=0)
-    spending = Budget(budget, EACH_HELD_OUT)
+    spending = Budget(max(budget - OF_A_PATH, 0), EACH_HELD_OUT)
     choice = choose(train, held, exact=tolerance * zero, most=most, budget=spending)
+    spending.left += min(budget, OF_A_PATH)  # so that what was chosen can be fitted to all data
     stage, estimate = generalized(problem, found)
     left = (choice.loss / value_of(held.loss, zero_matrix(held, dtype))) ** 0.5
     if stage is not None and estimate < MUCH * choice.loss:

@@ -3,7 +3,7 @@
 docs/recovery.md has the procedure in words, and what it reaches beside other methods.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,8 @@ NOISY_STALL = 3e-2
 """Three steps that reduce a noisy loss by less than this fraction are the last."""
 
 
+OF_A_PATH = len(RIDGES) * gradients_of_a_sweep()
+"""Gradients that a graduated fit takes: one is begun only where it can be ended."""
 CLEAR = 2.0
 """Standard errors by which a fit has to be better on held-out data than the best constant matrix."""
 
@@ -129,10 +131,12 @@ def stages(
         if best.loss <= exact:
             if before is not None:
                 best = _from_above(problem, best, before, exact, goal, budget, stall) or best
+            if best.loss > goal and budget.left > 0:  # as far as rounding, where the way is long
+                best = budget.close(problem, best.parts, goal=goal, stall=stall)
             yield Stage(best.parts, best.loss, 0.0)
             return
         shown = visible_components(on_host(residual_of(problem, best.parts)), margin=MARGIN)
-        if not _structure(shown) > MARGIN and budget.left > 0:
+        if not _structure(shown) > MARGIN and budget.left > OF_A_PATH:
             again = budget.close(problem, _graduated_start(problem, rank, budget), goal=goal, stall=stall)
             if again.loss < best.loss:
                 best = again
@@ -159,8 +163,6 @@ def path(problem: Any, rank: int, budget: Budget, /, *, last: int = len(RIDGES))
     for point in graduated(problem.loss, start, [top * ridge for ridge in RIDGES[:last]]):
         budget.take(gradients_of_a_sweep())
         yield point
-        if budget.left <= 0:
-            return
 
 
 def _graduated_start(problem: Any, rank: int, budget: Budget) -> LowRank:
@@ -200,29 +202,30 @@ def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget)
     loss, trivial = min(((value_of(held.loss, one), one) for one in trivials), key=lambda pair: pair[0])
     best, worse = Choice(None, loss), 0
     for stage in stages(train, first, exact=exact, most=most, budget=budget, stall=NOISY_STALL):
-        candidates = [(stage.parts, None), *_counted(path(train, stage.rank, budget))]
+        points = path(train, stage.rank, budget) if budget.left >= OF_A_PATH else ()
+        candidates = [(stage.parts, None), *_counted(points)]
         choices = [Choice(parts, value_of(held.loss, parts), ridges) for parts, ridges in candidates]
         least = min(choices, key=lambda choice: choice.loss)
         worse = worse + 1 if not least.loss < best.loss else 0
         best = best if worse else least
         if worse >= LOOK_AHEAD and most > FEW_RANKS:
             break
-    return best if best.parts is None or _is_clear(held, best, trivial, loss) else Choice(None, loss)
+    clear = best.parts is not None and _is_clear(held, (best.parts, best.loss), (trivial, loss))
+    return best if clear else Choice(None, loss)
 
 
-def _is_clear(held: Any, best: Choice, trivial: LowRank, loss: float) -> bool:
+def _is_clear(held: Any, best: tuple[LowRank, float], trivial: tuple[LowRank, float]) -> bool:
     """Whether the best of many tries is better than a trivial matrix by more than chance allows.
 
     By `CLEAR` standard errors of the difference, `2 √(ℓ(best) ½‖δ‖² / n)` for independent errors of the best,
     where the two differ by `δ` on the `n` data held out.
     """
-    halves = (LowRank(part.left, part.singular_values / 2, part.right) for part in (best.parts, trivial))
-    between = value_of(held.loss, _sum(*halves))
-    apart = max(2 * (best.loss + loss) - 4 * between, 0.0)
-    return loss - best.loss > CLEAR * 2 * (best.loss * apart / held.count) ** 0.5
+    halves = (LowRank(part.left, part.singular_values / 2, part.right) for part, _ in (best, trivial))
+    apart = max(2 * (best[1] + trivial[1]) - 4 * value_of(held.loss, _sum(*halves)), 0.0)
+    return trivial[1] - best[1] > CLEAR * 2 * (best[1] * apart / held.count) ** 0.5
 
 
-def _counted(points: Iterator[LowRank]) -> Iterator[tuple[LowRank, int]]:
+def _counted(points: Iterable[LowRank]) -> Iterator[tuple[LowRank, int]]:
     """Points of a path, each with its number, from one."""
     return ((point, number) for number, point in enumerate(points, start=1))
 

@@ -18,9 +18,9 @@ DEVICES = (1, 2, 4, 8)
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def devices(count):
+def devices(count, across=1):
     assert jax.device_count() == 8
-    return sharded.mesh(jax.devices()[:count])
+    return sharded.mesh(jax.devices()[:count], across=across)
 
 
 def entries(shape=SHAPE, *, without=()):
@@ -33,8 +33,8 @@ def entries(shape=SHAPE, *, without=()):
     return rows, columns, truth[rows, columns]
 
 
-def on_devices(count, shape=SHAPE, **settings):
-    return sharded.sharded_completion(*entries(shape, **settings), shape=shape, mesh=devices(count))
+def on_devices(count, shape=SHAPE, across=1, **settings):
+    return sharded.sharded_completion(*entries(shape, **settings), shape=shape, mesh=devices(count, across))
 
 
 def network(rank, depth=3):
@@ -49,10 +49,13 @@ def assert_same_run(run, reference, weights):
         np.testing.assert_allclose(layer, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("count", "momentum"), [(1, None), (2, None), (4, None), (8, None), (8, 0.5)])
-def test_completion_trains_as_on_one_device(count, momentum):
+@pytest.mark.parametrize(
+    ("count", "across", "momentum"),
+    [(1, 1, None), (2, 1, None), (4, 1, None), (8, 1, 0.5), (8, 2, None), (8, 8, 0.5)],
+)
+def test_completion_trains_as_on_one_device(count, across, momentum):
     one = ld.observed_completion(*entries(without=range(5, 11)), shape=SHAPE)
-    problem = on_devices(count, without=range(5, 11))  # the second of eight devices has no entry
+    problem = on_devices(count, across=across, without=range(5, 11))  # of eight, the second has no entry
     weights = ld.compress(one, depth=3, scale=0.5, rank=6)
     optimizer = ld.GradientDescent(
         0.4 * ld.max_learning_rate(one, depth=3, alpha=2.0), alpha=2.0, momentum=momentum
@@ -61,7 +64,8 @@ def test_completion_trains_as_on_one_device(count, momentum):
     run = ld.gradient_descent(problem, problem.place(weights), optimizer, steps=50)
     assert reference.losses[-1] < 0.5 * reference.losses[0]
     assert_same_run(run, reference, problem.gather(run.weights))
-    assert run.weights[-1].sharding.shard_shape(run.weights[-1].shape) == (-(-37 // count), 6)
+    parts = [layer.sharding.shard_shape(layer.shape) for layer in (run.weights[0], run.weights[-1])]
+    assert parts == [(6, -(-23 // across)), (-(-37 * across // count), 6)]
 
 
 def test_rows_that_come_out_even_are_not_filled_up():
@@ -113,6 +117,16 @@ def test_measurements_of_ones_own_are_spread_with_their_labels():
     np.testing.assert_allclose(problem.loss(weights), one.loss(weights), rtol=1e-12)
 
 
+def test_a_step_on_a_mesh_down_and_across_sums_each_factor_over_those_who_share_it():
+    """4 × 2 devices: the columns' factor over 4, the rows' over 2, the middle layer over all."""
+    problem, rank = on_devices(8, across=2), 4
+    step = jax.jit(jax.value_and_grad(problem.loss)).lower(problem.place(network(rank))).compile()
+    columns, rows = -(-SHAPE[1] // 2), -(-SHAPE[0] // 4)
+    counted = collectives(step)
+    assert set(counted) == {"all-reduce"}
+    assert counted["all-reduce"] <= 8 * (columns * rank + rows * rank + 2 * rank**2 + 1)
+
+
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_a_completion_step_sums_the_column_factor_and_nothing_else(depth):
     problem, rank = on_devices(8), 4
@@ -153,20 +167,24 @@ def test_the_surrogates_leading_components_are_those_of_the_dense_matrix():
     one = ld.observed_completion(*entries(), shape=SHAPE)
     dense = one.surrogate_matrix().toarray()
     u, sigma, vt = np.linalg.svd(dense, full_matrices=False)
-    problem = on_devices(8)
-    parts = problem.surrogate(4)
-    np.testing.assert_allclose(parts.singular_values, sigma[:4], rtol=1e-12)
-    left, right = np.asarray(parts.left), np.asarray(parts.right)
-    np.testing.assert_array_equal(left[SHAPE[0] :], 0)
-    np.testing.assert_allclose(left.T @ left, np.eye(4), atol=1e-13)
-    for k in range(4):
-        np.testing.assert_allclose(
-            np.outer(left[: SHAPE[0], k], right[:, k]), np.outer(u[:, k], vt[k]), atol=1e-12
-        )
+    for problem in (on_devices(8, across=4), on_devices(8)):
+        assert_leading(problem.surrogate(4), u, sigma, vt)
     np.testing.assert_allclose(
         ld.max_learning_rate(problem, depth=3), ld.max_learning_rate(one, depth=3), rtol=1e-12
     )
     np.testing.assert_allclose(problem.surrogate_error(), one.surrogate_error(), rtol=1e-12)
+
+
+def assert_leading(parts, u, sigma, vt):
+    np.testing.assert_allclose(parts.singular_values, sigma[:4], rtol=1e-12)
+    left, right = np.asarray(parts.left), np.asarray(parts.right)
+    np.testing.assert_array_equal(left[SHAPE[0] :], 0)
+    np.testing.assert_array_equal(right[SHAPE[1] :], 0)
+    np.testing.assert_allclose(left.T @ left, np.eye(4), atol=1e-13)
+    for k in range(4):
+        np.testing.assert_allclose(
+            np.outer(left[: SHAPE[0], k], right[: SHAPE[1], k]), np.outer(u[:, k], vt[k]), atol=1e-12
+        )
 
 
 def test_a_spectral_start_sums_thin_products_and_gathers_small_factors():
@@ -255,13 +273,74 @@ def test_bad_input_is_named():
         problem.surrogate(24)
     with pytest.raises(ValueError, match="scale=-1"):
         ld.compress(problem, depth=3, scale=-1, rank=3)
-    with pytest.raises(ValueError, match="maps 23 inputs to 37 outputs, but the target has shape"):
-        problem.loss([jnp.asarray(layer) for layer in network(3)])
+    with pytest.raises(ValueError, match="maps 1 inputs to 37 outputs, but the target has shape"):
+        problem.loss([jnp.asarray(layer[:, :1]) for layer in network(1)])
+    with pytest.raises(ValueError, match="across=3, expected a divisor of the number of devices, 8"):
+        devices(8, across=3)
     with pytest.raises(ValueError, match="rows has 5 of them, expected those from 0 to 6"):
         sharded.spread(np.ones((5, 2)), length=6, mesh=two)
 
 
-def test_a_problem_over_devices_is_fitted_as_on_one_device():
-    one = ld.observed_completion(*entries(), shape=SHAPE)
-    reference, fit = (ld.fit(problem, rank=3, steps=100) for problem in (one, on_devices(8)))
+def test_the_edge_is_the_norm_of_the_surrogate_with_random_signs():
+    """Within the spread of NumPy's draws, and the same on every mesh."""
+    rows, columns, values = entries()
+    surrogate = np.zeros(SHAPE)
+    surrogate[rows, columns] = values / (len(values) / (SHAPE[0] * SHAPE[1]))
+    rng = np.random.default_rng(5)
+    norms = [np.linalg.norm(surrogate * rng.choice([-1, 1], SHAPE), 2) for _ in range(60)]
+    edges = [problem.noise_edge() for problem in (on_devices(8), on_devices(1), on_devices(8, across=4))]
+    np.testing.assert_allclose(edges, edges[0], rtol=1e-6)
+    assert np.median(norms) < edges[0] < max(norms) * 1.02  # the largest of three draws
+    assert on_devices(2).noise_edge(seed=7) != edges[0]
+
+
+def test_entries_are_held_out_the_same_on_every_mesh_and_each_is_in_one_part():
+    _, _, values = entries()
+    weights = network(3)
+    losses = []
+    for problem in (on_devices(1), on_devices(8), on_devices(8, across=2)):
+        train, held = problem.split(0.25, seed=3)
+        assert train.count + held.count == problem.count == len(values)
+        assert 0.15 < held.count / problem.count < 0.35
+        losses.append([float(part.loss(part.place(weights)) * part.fraction) for part in (train, held)])
+        np.testing.assert_allclose(sum(losses[-1]), problem.loss(weights) * problem.fraction, rtol=1e-12)
+    np.testing.assert_allclose(losses, [losses[0]] * 3, rtol=1e-12)
+    with pytest.raises(ValueError, match="leaves a part without any"):
+        on_devices(2).split(1e-9)
+
+
+def test_what_a_network_leaves_is_a_problem_of_the_differences():
+    rows, columns, values = entries()
+    weights = network(2)
+    matrix = weights[2] @ weights[1] @ weights[0]
+    problem = on_devices(8, across=2).residual(weights)
+    expected = np.sum((values - matrix[rows, columns]) ** 2) / 2
+    nothing = [0 * layer for layer in weights]
+    np.testing.assert_allclose(problem.loss(nothing) * problem.fraction, expected, rtol=1e-12)
+    scaled = on_devices(8, across=2).scaled(3.0)
+    np.testing.assert_allclose(scaled.loss(nothing) * scaled.fraction, 4.5 * np.sum(values**2), rtol=1e-12)
+    np.testing.assert_allclose(scaled.magnitude, 3 * np.abs(values).max(), rtol=1e-15)
+
+
+@pytest.mark.parametrize("across", [1, 2])
+def test_a_problem_over_devices_is_fitted_as_on_one_device(across):
+    one, problem = ld.observed_completion(*entries(), shape=SHAPE), on_devices(8, across=across)
+    reference, fit = (ld.fit(each, rank=3, steps=100, finish=False) for each in (one, problem))
     np.testing.assert_allclose(fit.losses, reference.losses, rtol=1e-8)
+    if across == 1:
+        return
+    fit = ld.fit(problem)
+    assert fit.settings["rank"] == 3
+    assert fit.converged
+    assert fit.misfit < 1e-10
+    assert fit.weights[-1].sharding.shard_shape(fit.weights[-1].shape)[0] < SHAPE[0] / 2
+
+
+def test_noisy_data_over_devices_stop_a_run_where_those_held_out_do():
+    rows, columns, values = entries()
+    noisy = values + 0.3 * np.random.default_rng(1).standard_normal(len(values))
+    problem = sharded.sharded_completion(rows, columns, noisy, shape=SHAPE, mesh=devices(4))
+    train, held = problem.split(0.2)
+    stopped = ld.fit(train, rank=8, depth=2, validate=held.loss, finish=False, steps=3000, check_every=25)
+    assert stopped.best_step < stopped.steps[-1] < 3000
+    assert np.nanmin(stopped.validation) < 0.2 * stopped.validation[0]

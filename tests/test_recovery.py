@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
-from lowdim_jax import baselines
+from lowdim_jax import baselines, closing
 from lowdim_jax.trajectory import Status
 
 
@@ -143,6 +143,47 @@ def test_nothing_but_noise_gives_no_more_than_a_constant(x64):
     np.testing.assert_allclose(network, np.mean(noise[np.asarray(problem.mask)]), rtol=1e-6)
     assert fit.noisy
     assert "constant" in fit.message
+
+
+def test_a_ridge_regression_of_both_factors_is_the_nuclear_norms_minimum(x64):
+    """Of a matrix seen in full: its singular values less the ridge, in closed form; however wide."""
+    matrix = np.asarray(ld.separated_target(jax.random.key(0), 12, 4).dense())
+    u, s, vt = np.linalg.svd(matrix)
+    problem, ridge = ld.factorization(matrix), s[2]  # leaves two components
+    start = ld.linalg.svd(matrix).truncate(6)
+    *_, point = closing.graduated(problem.loss, start, [ridge] * 40)
+    expected = (u * np.maximum(s - ridge, 0)) @ vt
+    np.testing.assert_allclose(point.dense(), expected, atol=1e-2 * s[0])  # the third leaves slowly
+    np.testing.assert_allclose(point.singular_values[:2], s[:2] - ridge, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1800, 3200])
+def test_however_many_steps_are_left_noisy_data_do_not_end_in_a_constant(x64, steps):
+    """Three components of size one under noise of 0.3, in 37 × 23; data held out where steps suffice."""
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((37, 3)) @ rng.standard_normal((3, 23))
+    mask = rng.random(truth.shape) < 0.6
+    problem = ld.completion(truth + 0.3 * rng.standard_normal(truth.shape), mask, truth=truth)
+    fit = ld.fit(problem, steps=steps)
+    assert fit.noisy
+    assert fit.steps[-1] <= steps + 100
+    assert problem.recovery_error(fit.weights) < 0.25  # 0.3 √(171 parameters / 510 data) / 1.7 = 0.1
+
+
+@pytest.mark.parametrize("seed", [1, 6])
+def test_near_the_information_limit_a_path_of_ridges_finds_what_a_start_at_once_does_not(x64, seed):
+    """Rank 3 at 1.5 times the limit, no component above the edge: before, errors of one."""
+    rng = np.random.default_rng(seed)
+    d, rank = 70, 3
+    left, right = (np.linalg.qr(rng.standard_normal((d, rank)))[0] for _ in range(2))
+    mask = rng.random((d, d)) < 1.5 * rank * (2 * d - rank) / d**2
+    for lines in (mask, mask.T):  # at least as many entries in every row and column as the rank
+        for line in lines:
+            line[rng.choice(np.flatnonzero(~line), max(rank - line.sum(), 0), replace=False)] = True
+    problem = ld.completion(left @ right.T, mask, truth=left @ right.T)
+    fit = ld.fit(problem)
+    assert fit.settings["rank"] == rank
+    assert problem.recovery_error(fit.weights) < 1e-10
 
 
 def test_patience_starts_after_the_plateau(x64):

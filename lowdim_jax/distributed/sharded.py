@@ -1,8 +1,9 @@
 """Problems spread over many devices and processes, with JAX's own sharding.
 
-One mesh axis, over all devices. Rows of a completion problem (users), or measurements of a sensing problem,
-are cut into as many blocks of equal size as there are devices; the last block is filled up with zeros. What
-is small is on every device. docs/many-devices.md has the design, the communication and the commands.
+A mesh of devices over rows and, if wanted, columns. Rows of a completion problem (users), and its columns
+where the mesh has more than one device across, are cut into blocks of equal size, as are measurements of a
+sensing problem; the last block is filled up with zeros. What is small is on every device.
+docs/many-devices.md has the design, the communication and the commands.
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import AnyArray, as_array
 from lowdim_jax._triplets import checked_triplets, merged
+from lowdim_jax.distributed.blocks import (
+    ACROSS,
+    AXIS,
+    BLOCKS,
+    COLUMNS,
+    ROWS,
+    all_processes,
+    block_of,
+    common_slots,
+    entry_hash,
+    observed_times,
+    own_block,
+    own_places,
+    own_range,
+    parts_of_devices,
+    stacked,
+    tall_qr,
+    with_values,
+)
 from lowdim_jax.linalg import LowRank
 from lowdim_jax.networks import Weights, check_fits, end_to_end_factors
-from lowdim_jax.problems.groups import AT_ONCE, SLOTS, Groups, cost_of_slots, sweep_groups
+from lowdim_jax.problems.groups import Groups, subtract_from_groups
 from lowdim_jax.problems.matrix_completion import (
     COMPONENTS,
     ObservedCompletion,
@@ -31,34 +50,47 @@ from lowdim_jax.problems.matrix_completion import (
 )
 from lowdim_jax.problems.noise import FLIPS
 
-AXIS = "data"
-"""Name of the mesh axis over which data is spread."""
 OVERSAMPLING = 10
 """Columns that the subspace iteration has beside those asked for (Halko, Martinsson and Tropp 2011)."""
 
-_SPREAD, _EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
+_SPREAD, _EVERYWHERE = PartitionSpec((AXIS, ACROSS)), PartitionSpec()
 
 
-def mesh(devices: Sequence[Any] | None = None, /) -> Mesh:
-    """Mesh with one axis over all devices of all processes, or over the given ones.
+def mesh(devices: Sequence[Any] | None = None, /, *, across: int = 1) -> Mesh:
+    """Mesh over all devices of all processes, or over the given ones.
+
+    Parameters
+    ----------
+    across
+        Number of blocks that columns are cut into; rows are cut into the number of devices over that. By
+        default columns are not cut: do it where `W_1` and its gradient are what takes the memory, or the time
+        to sum.
+
+    Raises
+    ------
+    ValueError
+        If the number of devices is no multiple of `across`.
 
     Examples
     --------
     >>> from lowdim_jax import distributed
     >>> import jax
     >>> distributed.mesh(jax.devices()[:1]).devices.shape
-    (1,)
+    (1, 1)
     """
-    return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
+    chosen = np.array(jax.devices() if devices is None else devices)
+    if across < 1 or chosen.size % across:
+        raise ValueError(f"across={across}, expected a divisor of the number of devices, {chosen.size}")
+    return Mesh(chosen.reshape(-1, across), (AXIS, ACROSS))
 
 
 def process_rows(length: int, /, *, mesh: Mesh) -> range:
-    """Which of `length` rows belong to the devices of this process: the data that it has to provide.
+    """Which of `length` rows belong to the devices of this process: the entries that it has to provide.
 
     Raises
     ------
     ValueError
-        If the devices of this process are not neighbours in the mesh.
+        If the devices of this process are not neighbours in the mesh, or have a part of their rows only.
 
     Examples
     --------
@@ -67,11 +99,7 @@ def process_rows(length: int, /, *, mesh: Mesh) -> range:
     >>> distributed.process_rows(10, mesh=distributed.mesh(jax.devices()[:1]))  # one process has them all
     range(0, 10)
     """
-    block = _block(length, mesh)
-    places = _places(mesh)
-    if places != list(range(places[0], places[0] + len(places))):
-        raise ValueError(f"mesh has this process's devices at {places}, expected neighbours")
-    return range(min(places[0] * block, length), min((places[-1] + 1) * block, length))
+    return own_range(length, own_places(mesh), mesh.shape[AXIS])
 
 
 def spread(rows: np.ndarray | jax.Array, /, *, length: int, mesh: Mesh) -> jax.Array:
@@ -80,7 +108,7 @@ def spread(rows: np.ndarray | jax.Array, /, *, length: int, mesh: Mesh) -> jax.A
     Parameters
     ----------
     rows
-        This process's rows, those of `process_rows(length, mesh=mesh)`.
+        This process's rows, those of `process_rows(length, mesh=mesh)` where the mesh is one device across.
     length
         Number of rows of all processes together.
 
@@ -96,11 +124,12 @@ def spread(rows: np.ndarray | jax.Array, /, *, length: int, mesh: Mesh) -> jax.A
     >>> distributed.spread(np.ones((4, 3)), length=4, mesh=distributed.mesh(jax.devices()[:1])).shape
     (4, 3)
     """
-    own = process_rows(length, mesh=mesh)
+    across = mesh.shape[ACROSS]
+    places = [place * across + k for place in own_places(mesh) for k in range(across)]
+    own, block = own_range(length, places, mesh.size), block_of(length, mesh.size)
     if len(rows) != len(own):
         raise ValueError(f"rows has {len(rows)} of them, expected those from {own.start} to {own.stop}")
-    block = _block(length, mesh)
-    local = np.zeros((len(_places(mesh)) * block, *rows.shape[1:]), rows.dtype)
+    local = np.zeros((len(places) * block, *rows.shape[1:]), rows.dtype)
     local[: len(own)] = rows
     shape = (block * mesh.size, *rows.shape[1:])
     return jax.make_array_from_process_local_data(NamedSharding(mesh, _SPREAD), local, shape)
@@ -134,14 +163,19 @@ class ShardedCompletion:
     Every device has the observed entries of its own rows, as an `ObservedCompletion`, and their rows of
     the last layer. All other layers are on every device. A step sums the gradient of the factor of the
     columns over devices, `d_in r̂ + r̂² + 1` numbers (`d_in r̂ + 1` for two layers), whatever the number
-    of rows and of observations.
+    of rows and of observations. On a mesh of more devices across, a device has the entries of its rows and
+    its columns, and its columns of the first layer; a step then sums each factor's gradient over those who
+    share it.
+
+    It has what `fit` looks for in a problem: data can be held out (`split`), and in one process what a
+    descent left over is closed and the rank looked for as on one device.
 
     Attributes
     ----------
     blocks
-        The devices' problems, with a first axis over devices.
+        The devices' problems, with first axes over devices, down and across.
     shape
-        `(d_out, d_in)`, without the rows that fill up the last block.
+        `(d_out, d_in)`, without the rows and columns that fill up the last blocks.
     mesh
         The devices.
     fingerprint
@@ -166,8 +200,9 @@ class ShardedCompletion:
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """Shape with the rows that fill up the last block: that of the weights' end-to-end matrix."""
-        return _block(self.shape[0], self.mesh) * self.mesh.size, self.shape[1]
+        """Shape with what fills up the last blocks: that of the weights' end-to-end matrix."""
+        down, across = self.mesh.shape[AXIS], self.mesh.shape[ACROSS]
+        return block_of(self.shape[0], down) * down, block_of(self.shape[1], across) * across
 
     @property
     def dtype(self):
@@ -184,18 +219,83 @@ class ShardedCompletion:
         """`p`, the fraction of entries observed."""
         return self.count / (self.shape[0] * self.shape[1])
 
+    @property
+    def magnitude(self) -> float:
+        """Largest observed entry in absolute value."""
+        return float(jnp.max(jnp.abs(self.blocks.by_row.values)))
+
     def loss(self, weights: Sequence[AnyArray], /) -> Float[Array, ""]:
-        """`‖P_Ω(W − Φ)‖_F² / 2p`, as `ObservedCompletion.loss`."""
-        check_fits(weights, self.padded_shape)
+        """`‖P_Ω(W − Φ)‖_F² / 2p`, as `ObservedCompletion.loss`; a network need not have what fills up."""
+        cut = self.mesh.shape[ACROSS] > 1
 
         def local(blocks, weights):
             a, b = end_to_end_factors(weights)
             b = jax.lax.pcast(b, AXIS, to="varying")  # its gradient is a sum over devices
-            return jax.lax.psum(half_squared_misfit(_own(blocks))(a, b.T), AXIS)
+            a = jax.lax.pcast(a, ACROSS, to="varying") if cut else a
+            half = half_squared_misfit(own_block(blocks))(a, b.T)
+            return jax.lax.psum(half, (AXIS, ACROSS) if cut else AXIS)
 
-        specs = (_SPREAD, (*(_EVERYWHERE,) * (len(weights) - 1), _SPREAD))  # the last layer by rows
-        half = jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=_EVERYWHERE)
-        return half(self.blocks, tuple(weights)) / self.fraction
+        half = self._map(local, len(weights), _EVERYWHERE)
+        return half(self.blocks, self._filled(weights)) / self.fraction
+
+    def residual(self, weights: Sequence[AnyArray], /) -> "ShardedCompletion":
+        """The problem of what a network leaves of the entries."""
+
+        def local(blocks, weights):
+            a, b = end_to_end_factors(weights)
+            own = own_block(blocks)
+            sides = subtract_from_groups(own.by_row, a, b.T), subtract_from_groups(own.by_column, b.T, a)
+            return jax.tree.map(lambda leaf: leaf[None, None], ObservedCompletion(*sides, own.count))
+
+        left = self._map(local, len(weights), self._blocks)(self.blocks, self._filled(weights))
+        return replace(self, blocks=left, fingerprint="")
+
+    def scaled(self, factor: float, /) -> "ShardedCompletion":
+        """The problem of the entries times a factor."""
+        return replace(self, blocks=with_values(self.blocks, factor, factor))
+
+    def split(self, fraction: float, /, *, seed: int = 0) -> "tuple[ShardedCompletion, ShardedCompletion]":
+        """A problem to train on, and one of a random `fraction` of the entries to validate on.
+
+        Which entries, is a hash of row and column: the same on any number of devices.
+
+        Raises
+        ------
+        ValueError
+            If one of the two would have no entry.
+        """
+        blocks = [_chosen(self, fraction, seed, held) for held in (False, True)]
+        counts = [int(jnp.sum(part.by_row.others >= 0)) for part in blocks]
+        if not all(counts):
+            raise ValueError(f"fraction={fraction} of {self.count} entries leaves a part without any")
+        train, held = (
+            replace(self, blocks=replace(part, count=count), fingerprint="")
+            for part, count in zip(blocks, counts, strict=True)
+        )
+        return train, held
+
+    @property
+    def _blocks(self) -> PartitionSpec:
+        return BLOCKS if self.mesh.shape[ACROSS] > 1 else ROWS
+
+    def _map(self, local, layers: int, out_specs):
+        """A function of a device's entries and of its part of a network, mapped over devices."""
+        first = COLUMNS if self.mesh.shape[ACROSS] > 1 else _EVERYWHERE
+        specs = self._blocks, (first, *(_EVERYWHERE,) * (layers - 2), ROWS)
+        return jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=out_specs)
+
+    def _filled(self, weights: Sequence[AnyArray]) -> Weights:
+        """A network with what fills up the last blocks."""
+        first, *others = weights
+        if not others:
+            raise ValueError("weights has one layer: observed entries need two factors at least")
+        whole = (first.shape[1], others[-1].shape[0]) == self.shape[::-1]
+        check_fits(weights, self.shape if whole else self.padded_shape)
+        if not whole or self.shape == self.padded_shape:
+            return tuple(weights)
+        rows, columns = (full - given for full, given in zip(self.padded_shape, self.shape, strict=True))
+        last = jnp.pad(others[-1], ((0, rows), (0, 0)))
+        return jnp.pad(first, ((0, 0), (0, columns))), *others[:-1], last
 
     def surrogate(
         self, rank: int | None = None, /, *, iterations: int = 50, key: jax.Array | None = None
@@ -212,7 +312,7 @@ class ShardedCompletion:
 
         Returns
         -------
-        `LowRank` whose `left` has `padded_shape[0]` rows and is spread over devices.
+        `LowRank` of `padded_shape`, whose `left` is spread over devices, as is `right` where columns are.
 
         Raises
         ------
@@ -241,24 +341,31 @@ class ShardedCompletion:
     def place(self, weights: Sequence[Any], /) -> Weights:
         """Weights of a whole network, the same ones in every process, put where they belong.
 
-        The last layer may have the rows that fill up already, and then may be spread already.
+        The first and the last layer may have what fills up already, and then may be spread already.
         """
-        *others, last = weights
-        fill = self.padded_shape[0] - len(last)
-        check_fits(weights, self.padded_shape if fill == 0 else self.shape)
-        if not isinstance(last, jax.Array) or last.is_fully_addressable:
-            last = self._put(np.pad(np.asarray(last), ((0, fill), (0, 0))), _SPREAD)
-        return *(self._put(np.asarray(layer), _EVERYWHERE) for layer in others), last
+        first, *others, last = weights
+        fits = (first.shape[1], last.shape[0]) == self.padded_shape[::-1]
+        check_fits(weights, self.padded_shape if fits else self.shape)
+        rows, columns = self.padded_shape[0] - len(last), self.padded_shape[1] - first.shape[1]
+        across = COLUMNS if self.mesh.shape[ACROSS] > 1 else _EVERYWHERE
+        return (
+            self._put(first, across, ((0, 0), (0, columns))),
+            *(self._put(layer, _EVERYWHERE) for layer in others),
+            self._put(last, ROWS, ((0, rows), (0, 0))),
+        )
 
     def gather(self, weights: Sequence[AnyArray], /) -> Weights:
-        """The whole network on one device of every process, without the rows that fill up."""
+        """The whole network on one device of every process, without what fills up."""
         everywhere = jax.device_put(tuple(weights), NamedSharding(self.mesh, _EVERYWHERE))
-        *others, last = map(np.asarray, everywhere)
-        return tuple(map(as_array, (*others, last[: self.shape[0]])))
+        first, *others, last = map(np.asarray, everywhere)
+        return tuple(map(as_array, (first[:, : self.shape[1]], *others, last[: self.shape[0]])))
 
-    def _put(self, array: np.ndarray, spec: PartitionSpec) -> jax.Array:
-        """An array that every process has, on the devices."""
-        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, spec), array.__getitem__)
+    def _put(self, array: Any, spec: PartitionSpec, fill=((0, 0), (0, 0))) -> jax.Array:
+        """An array that every process has, on the devices; or one that is spread already."""
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return array
+        whole = np.pad(np.asarray(array), fill)
+        return jax.make_array_from_callback(whole.shape, NamedSharding(self.mesh, spec), whole.__getitem__)
 
 
 def sharded_completion(
@@ -300,33 +407,34 @@ def sharded_completion(
     True
     """
     rows, columns, values = map(np.asarray, (rows, columns, values))
-    own, block = process_rows(shape[0], mesh=mesh), _block(shape[0], mesh)
+    own, down, across = process_rows(shape[0], mesh=mesh), mesh.shape[AXIS], mesh.shape[ACROSS]
+    block = block_of(shape[0], down), block_of(shape[1], across)
     if rows.size and not (rows.min() >= own.start and rows.max() < own.stop):
         raise ValueError(
             f"rows has entries from {rows.min()} to {rows.max()}, but this process has the rows from "
             f"{own.start} to {own.stop}: see process_rows"
         )
-    device_of = rows // block
+    if columns.size and not (columns.min() >= 0 and columns.max() < shape[1]):
+        checked_triplets(rows, columns, values, shape=shape)  # which says what is wrong
+    parts = list(parts_of_devices(rows, columns, values, block, mesh))
+    slots = common_slots(parts)
     problems: list[ObservedCompletion | None] = []
-    slots = _slots(rows, columns, (block, shape[1]), mesh)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # only the blocks go to the devices
-        for place in _places(mesh):
-            here = device_of == place
-            if not here.any():
+        for part in parts:
+            if not len(part[0]):
                 problems.append(None)
                 continue
-            part = rows[here] - place * block, columns[here], values[here]
-            triplets, own_shape = checked_triplets(*part, shape=(block, shape[1]))
+            triplets, own_shape = checked_triplets(*part, shape=block)
             problems.append(grouped(*merged(triplets, own_shape, duplicates), own_shape, slots=slots))
     given = [problem for problem in problems if problem]
     count = sum(problem.count for problem in given)
-    counts, sizes = _all_processes([count, given[0].by_row.values.dtype.itemsize if given else 0])
+    counts, sizes = all_processes([count, given[0].by_row.values.dtype.itemsize if given else 0])
     if not counts.sum():
         raise ValueError("no entry is observed: every process has given none")
     dtype = np.dtype(f"f{sizes.max()}")  # a process without entries does not know
     by_row, by_column = (
-        _stacked([problem and getattr(problem, side) for problem in problems], owners, width, dtype, mesh)
-        for side, owners, width in (("by_row", block, slots[0]), ("by_column", shape[1], slots[1]))
+        stacked([problem and getattr(problem, side) for problem in problems], owners, width, dtype, mesh)
+        for side, owners, width in zip(("by_row", "by_column"), block, slots, strict=True)
     )
     blocks = ObservedCompletion(by_row, by_column, int(counts.sum()))
     return ShardedCompletion(blocks, (int(shape[0]), int(shape[1])), mesh)
@@ -335,98 +443,45 @@ def sharded_completion(
 @jax.jit
 def _flipped(problem: ShardedCompletion, seed: int) -> ObservedCompletion:
     """The blocks of entries with random signs."""
-    blocks = problem.blocks
-    before = jnp.arange(problem.mesh.size, dtype=jnp.int32) * blocks.by_row.owners
-    before = before.reshape(-1, 1, 1, 1)  # devices, chunks, groups, slots
-    by_row, by_column = blocks.by_row, blocks.by_column
-    row_signs = _signs(before + by_row.owner[..., None], by_row.others, seed)
-    column_signs = _signs(before + by_column.others, by_column.owner[..., None], seed)
-    return replace(
-        blocks,
-        by_row=replace(by_row, values=by_row.values * row_signs.astype(problem.dtype)),
-        by_column=replace(by_column, values=by_column.values * column_signs.astype(problem.dtype)),
+    by_row, by_column = (
+        (1 - 2 * (mixed & 1).astype(jnp.int32)).astype(problem.dtype) for mixed in _hashes(problem, seed)
     )
+    return with_values(problem.blocks, by_row, by_column)
 
 
-def _signs(rows: jax.Array, columns: jax.Array, seed) -> jax.Array:
-    """A sign for every entry, the same wherever it is asked for: a bit of a hash (murmur3's last steps)."""
-    rows, columns = rows.astype(jnp.uint32), columns.astype(jnp.uint32)
-    mixed = rows * jnp.uint32(0x9E3779B1) + jnp.uint32(0x7FEB352D) * (jnp.asarray(seed, jnp.uint32) + 1)
-    for word in (columns * jnp.uint32(0x85EBCA77), jnp.uint32(0)):
-        mixed = mixed ^ word
-        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-        mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
-        mixed = mixed ^ (mixed >> 16)
-    return 1 - 2 * (mixed & 1).astype(jnp.int32)
+@partial(jax.jit, static_argnames="held")
+def _chosen(problem: ShardedCompletion, fraction, seed, held: bool) -> ObservedCompletion:
+    """The blocks without the entries that are held out, or of them alone."""
+    level = jnp.asarray(fraction * 2.0**16, jnp.uint32)
 
-
-def _block(length: int, mesh: Mesh) -> int:
-    """Rows of a device."""
-    return -(-length // mesh.size)
-
-
-def _places(mesh: Mesh) -> list[int]:
-    """Positions in the mesh of this process's devices."""
-    return [k for k, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
-
-
-def _own(blocks):
-    """A device's own problem, inside of `shard_map`."""
-    return jax.tree.map(lambda leaf: leaf[0], blocks)
-
-
-def _all_processes(numbers: Sequence[int]) -> np.ndarray:
-    """These numbers of every process, one column a process."""
-    gathered = multihost_utils.process_allgather(np.asarray(numbers, np.int32))
-    return np.asarray(gathered).reshape(jax.process_count(), -1).T.astype(np.int64)
-
-
-def _slots(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], mesh: Mesh) -> tuple[int, int]:
-    """Slots of a group, by row and by column: those that cost least on all devices together."""
-    costs, largest = np.zeros((2, len(SLOTS))), 2**31 - 1
-    device_of = rows // shape[0]
-    for place in _places(mesh):
-        here = device_of == place
-        for cost, owners in zip(costs, (rows[here] - place * shape[0], columns[here]), strict=True):
-            if len(owners) and owners.min() >= 0 and owners.max() < largest:  # others are refused later
-                cost += cost_of_slots(np.unique(owners, return_counts=True)[1])
-    total = _all_processes((costs.ravel() / 2**10).astype(int)).sum(1).reshape(costs.shape)
-    by_row, by_column = (SLOTS[int(np.argmin(cost))] for cost in total)
-    return by_row, by_column
-
-
-def _stacked(
-    parts: "Sequence[Groups | None]", owners: int, slots: int, dtype, mesh: Mesh
-) -> Groups:
-    """Groups of all devices with a first axis over devices, filled up to those of the fullest one."""
-    needed = max((part.owner.size for part in parts if part), default=0)
-    total = int(_all_processes([needed]).max())
-    chunk = min(AT_ONCE // slots, total)
-    padded = -(-total // chunk) * chunk
-
-    def stack(name, fill, slots, dtype):
-        stacked = np.full((len(parts), padded, *slots), fill, dtype)
-        for place, part in zip(stacked, parts, strict=True):
-            if part:
-                entries = np.asarray(getattr(part, name)).reshape(-1, *slots)
-                place[: len(entries)] = entries
-        local = stacked.reshape(len(parts), -1, chunk, *slots)
-        return jax.make_array_from_process_local_data(
-            NamedSharding(mesh, _SPREAD), local, (mesh.size, *local.shape[1:])
+    def keep(groups: Groups, mixed: jax.Array) -> Groups:
+        inside = ((mixed >> 16) < level) == held
+        seen = inside & (groups.others >= 0)
+        return replace(
+            groups, others=jnp.where(seen, groups.others, -1), values=jnp.where(seen, groups.values, 0)
         )
 
-    return Groups(
-        stack("owner", 0, (), np.int32),
-        stack("others", -1, (slots,), np.int32),
-        stack("values", 0, (slots,), dtype),
-        owners,
+    by_row, by_column = _hashes(problem, seed)
+    blocks = problem.blocks
+    return replace(blocks, by_row=keep(blocks.by_row, by_row), by_column=keep(blocks.by_column, by_column))
+
+
+def _hashes(problem: ShardedCompletion, seed) -> tuple[jax.Array, jax.Array]:
+    """A hash of every entry's row and column, for the entries by row and by column."""
+    by_row, by_column = problem.blocks.by_row, problem.blocks.by_column
+    down, across = problem.mesh.shape[AXIS], problem.mesh.shape[ACROSS]
+    first_row = (jnp.arange(down, dtype=jnp.int32) * by_row.owners).reshape(-1, 1, 1, 1, 1)
+    first_column = (jnp.arange(across, dtype=jnp.int32) * by_column.owners).reshape(1, -1, 1, 1, 1)
+    return (  # devices down and across, chunks, groups, slots
+        entry_hash(first_row + by_row.owner[..., None], first_column + by_row.others, seed),
+        entry_hash(first_row + by_column.others, first_column + by_column.owner[..., None], seed),
     )
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _draw(key, m, shape, mesh, dtype):
     keys = jax.random.split(key, m)
-    fill = _block(m, mesh) * mesh.size - m
+    fill = block_of(m, mesh.size) * mesh.size - m
     keys, real = jnp.concatenate([keys, keys[:fill]]), jnp.arange(m + fill) < m
 
     def draw(arguments):
@@ -439,46 +494,39 @@ def _draw(key, m, shape, mesh, dtype):
 
 @partial(jax.jit, static_argnames="rank")
 def _subspace_iteration(problem: ShardedCompletion, rank: int, iterations: int, key) -> LowRank:
-    d_out, d_in = problem.shape
-    columns = min(rank + OVERSAMPLING, *problem.shape)
+    (d_out, d_in), across = problem.shape, problem.mesh.shape[ACROSS]
+    columns, (_, filled_in) = min(rank + OVERSAMPLING, *problem.shape), problem.padded_shape
+    start = jax.random.normal(key, (d_in, columns), problem.dtype)
+    start = jnp.pad(start, ((0, filled_in - d_in), (0, 0)))
 
-    def local(blocks):
-        block = _own(blocks)
+    def local(blocks, start):
+        block = own_block(blocks)
 
         def apply(right):
-            return _observed_times(block.by_row, right)
+            image = observed_times(block.by_row, right)
+            return jax.lax.psum(image, ACROSS) if across > 1 else image
+
+        def orthonormal(right):
+            return tall_qr(right, ACROSS)[0] if across > 1 else jnp.linalg.qr(right)[0]
 
         def normal_equations(_, right):
-            image = _observed_times(block.by_column, apply(right))
-            return jnp.linalg.qr(jax.lax.psum(image, AXIS))[0]
+            image = observed_times(block.by_column, apply(right))
+            return orthonormal(jax.lax.psum(image, AXIS))
 
-        start = jnp.linalg.qr(jax.random.normal(key, (d_in, columns), problem.dtype))[0]
-        right = jax.lax.fori_loop(0, iterations, normal_equations, start)
-        left, core = _tall_qr(apply(right))
+        right = jax.lax.fori_loop(0, iterations, normal_equations, orthonormal(start))
+        left, core = tall_qr(apply(right), AXIS)
         u, s, vt = jnp.linalg.svd(core)
         return left @ u, s, right @ vt.T
 
-    out_specs = (_SPREAD, _EVERYWHERE, _EVERYWHERE)
-    across = jax.shard_map(local, mesh=problem.mesh, in_specs=_SPREAD, out_specs=out_specs)
-    left, s, right = (part[..., :rank] for part in across(problem.blocks))
+    by_column = PartitionSpec(ACROSS) if across > 1 else _EVERYWHERE
+    out_specs = (ROWS, _EVERYWHERE, by_column)
+    in_specs = problem._blocks, by_column
+    mapped = jax.shard_map(local, mesh=problem.mesh, in_specs=in_specs, out_specs=out_specs)
+    left, s, right = (part[..., :rank] for part in mapped(problem.blocks, start))
     peaks = jnp.argmax(jnp.abs(right), axis=0)
     signs = jnp.sign(right[peaks, jnp.arange(rank)])  # the largest entry of a right vector is positive
-    filled = jnp.arange(len(left)) >= d_out
-    left = jnp.where(filled[:, None], 0, left * signs[None, :])
-    return LowRank(left, s / problem.fraction, right * signs[None, :])
-
-
-def _observed_times(groups: Groups, other: jax.Array) -> jax.Array:
-    """`P_Ω(Φ)`, or its transpose, times a thin matrix: minus the misfit's gradient at zero."""
-    return -sweep_groups(groups, jnp.zeros((groups.owners, other.shape[1]), other.dtype), other)[1]
-
-
-def _tall_qr(block: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """QR factorization of blocks of rows on all devices, by one of each block and one of their `R`s.
-
-    Demmel, Grigori, Hoemmen and Langou (2012), in one level.
-    """
-    q, r = jnp.linalg.qr(block)
-    q_across, core = jnp.linalg.qr(jax.lax.all_gather(r, AXIS, tiled=True, to="invarying"))
-    own = jax.lax.dynamic_slice_in_dim(q_across, jax.lax.axis_index(AXIS) * len(r), len(r))
-    return q @ own, core
+    left, right = (
+        jnp.where((jnp.arange(len(part)) >= side)[:, None], 0, part * signs[None, :])
+        for part, side in ((left, d_out), (right, d_in))
+    )
+    return LowRank(left, s / problem.fraction, right)
