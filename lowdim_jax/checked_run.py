@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ class CheckedRun:
     def __init__(self, validate: Callable | None, patience: float, plateaus: tuple[float, float]):
         self.plateaus = plateaus
         self.history: list[tuple[int, float, float]] = []
-        self.validate, self.patience = validate and jax.jit(validate), patience
+        self.validate = validate and partial(_call, as_pytree(validate))  # whose data may be over processes
+        self.patience = patience
 
     @property
     def best_step(self) -> int:
@@ -93,6 +95,11 @@ class CheckedRun:
         self.state, self.best = run["state"], run["best"]
         rows = saved.settings()["history"]
         self.history = [(*row[:2], math.nan if row[2] is None else row[2]) for row in rows]
+
+
+@jax.jit
+def _call(function, weights):
+    return function(weights)
 
 
 def same_run(saved: dict, settings: dict, folder: str | Path) -> dict:

@@ -75,6 +75,12 @@ def _parser() -> Parser:
     command.add_argument("--learning-rate", type=float, help="η; default: half of the edge of stability")
     command.add_argument("--steps", type=int, default=1000, metavar="N", help="in all (1000)")
     command.add_argument("--check-every", type=int, default=50, metavar="N", help="steps between checks (50)")
+    command.add_argument(
+        "--hold-out",
+        type=float,
+        metavar="FRACTION",
+        help="of the entries, on which the run is stopped and evaluated; default: none",
+    )
     where = command.add_argument_group("processes", "either several on this machine, or one of several")
     where.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine")
     where.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, any free port")
@@ -129,6 +135,8 @@ def _train(arguments: argparse.Namespace) -> int:
     for name, value in (("timeout", arguments.timeout), ("check-every", arguments.check_every)):
         if value < 1:
             raise ValueError(f"{name}={value}, expected at least 1")
+    if arguments.hold_out is not None and not 0 < arguments.hold_out < 1:
+        raise ValueError(f"hold-out={arguments.hold_out}, expected a fraction between 0 and 1")
     coordinator = arguments.coordinator or f"localhost:{_free_port()}"
     parse(coordinator)
     if own is not None and count > 1:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import jax
+import numpy as np
 
 from lowdim_jax._cache import cache_programs
 from lowdim_jax._command import BAD_INPUT, OK
@@ -74,6 +75,10 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
         f"rows {own.start} to {own.stop}, {len(entries[0])} of {problem.count} entries"
     )
     del entries
+    validate = None
+    if settings["hold_out"] is not None:
+        problem, held = problem.split(settings["hold_out"])
+        problem, validate = replace(problem, fingerprint=f"{shards.data}-{settings['hold_out']}"), held.loss
     resumed = Checkpoints(settings["checkpoints"]).latest
     if resumed is not None and process == 0:
         say(f"goes on from step {resumed}")
@@ -89,7 +94,12 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
         check_every=settings["check_every"],
         checkpoint=settings["checkpoints"],
         callback=tell,
+        validate=validate,
+        finish=False,
     )
+    if validate is not None and process == 0:  # a loss is half the squared misfit over the share of entries
+        rmse = (2 * np.nanmin(result.validation) / np.prod(shards.shape, dtype=float)) ** 0.5
+        say(f"held out: root mean square error {rmse:.6g} at step {result.best_step}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     say(f"process {process} of {processes}: {result.message}, peak memory {peak} MB")
     return DIVERGED if result.status == Status.DIVERGED else OK
