@@ -16,7 +16,7 @@ from enumeration import ROOT, Mutant
 
 HEAVY = ("jax", "optax", "diffrax", "flax.nnx", "scipy.optimize", "scipy.integrate", "scipy.sparse.linalg",
          "scipy.stats", "mpmath", "rich.table", "jinja2", "pytest", "sklearn.datasets")  # fmt: skip
-Say = Callable[[Any], None]
+Say = Callable[[Any], object]
 
 
 def preload() -> None:
@@ -41,7 +41,7 @@ def in_a_fork(mutant: Mutant | None, stage: Callable[[Say], None], timeout: floa
             sys.meta_path.insert(0, _Finder(mutant))
         code = 3
         try:
-            stage(lambda value: os.write(writing, (json.dumps(value) + "\n").encode()) and None)
+            stage(lambda value: os.write(writing, (json.dumps(value) + "\n").encode()))
             code = 0
         except BaseException:  # whatever a broken library raises
             code = 3

@@ -1,7 +1,7 @@
 """Derivatives of the closed forms and of trained networks, against differences of the reference."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -206,7 +206,7 @@ def _of_originals(setting: Setting) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     for depth, scale in ((2, 0.2), (3, 0.4)):
         case = (1.7, 1.5, scale, 0.3)
-        exact = np.array(differences(lambda *c, depth=depth: network(*c, depth), case))
+        exact = np.array(differences(partial(network, depth=depth), case))
 
         def law(t, target, scale, overlap, depth=depth):
             return jnp.stack(theory.original_mode(t, target, depth=depth, scale=scale, overlap=overlap)[:3])
@@ -220,10 +220,11 @@ def _of_originals(setting: Setting) -> dict[str, Any]:
         history = networks.flow(networks.factorization(goal), [scale * frame for frame in frames], [t])
         return networks.product(history[-1])
 
-    found = jax.jacobian(
-        lambda t, scale: theory.two_layer_flow(t, *(scale * cast(frame) for frame in frames), cast(goal))[0],
-        (0, 1),
-    )(cast(1.2), cast(0.4))
+    def law_of_two(t, scale):
+        first, last = (scale * cast(frame) for frame in frames)
+        return theory.two_layer_flow(t, first, last, cast(goal))[0]
+
+    found = jax.jacobian(law_of_two, (0, 1))(cast(1.2), cast(0.4))
     pairs["two layers"] = np.array(differences(two_layers, (1.2, 0.4))), found
     return pairs
 
@@ -263,7 +264,8 @@ def _of_runs(setting: Setting) -> dict[str, Any]:
         return networks.product(networks.flow(exact, start, [1.5], alpha=alpha)[-1])
 
     by_alpha = differences(flowed, (2.0,))[0]
-    for solver in ("explicit", "implicit"):
+    solvers: tuple[Any, ...] = ("explicit", "implicit")
+    for solver in solvers:
 
         def flow(alpha, solver=solver):
             run = gradient_flow(

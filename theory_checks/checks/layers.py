@@ -42,10 +42,10 @@ def _slope(first: np.ndarray) -> np.ndarray:
     return -data["second"].T @ (outputs - data["y"]).T @ data["x"]
 
 
-def _model(setting: Setting, first: nnx.Module | None = None) -> nnx.Sequential:
+def _model(setting: Setting, first: nnx.Module | None = None) -> Any:
     """The two layers, the first one as given."""
     data, rngs = _data(), nnx.Rngs(0)
-    dense = nnx.Linear(D_IN, HIDDEN, param_dtype=setting.dtype, rngs=rngs)
+    dense: Any = nnx.Linear(D_IN, HIDDEN, param_dtype=setting.dtype, rngs=rngs)
     dense.kernel[...], dense.bias[...] = _cast(setting, data["first"].T), _cast(setting, data["bias"])
     last = nnx.Linear(HIDDEN, D_OUT, use_bias=False, param_dtype=setting.dtype, rngs=rngs)
     last.kernel[...] = _cast(setting, data["second"].T)
@@ -122,7 +122,8 @@ def _of_adapters(setting: Setting) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     plain = data["x"] @ data["first"].T + data["bias"]
     left, _, right = np.linalg.svd(_slope(data["first"]))
-    for zero, depth in (("last", 2), ("offset", 3), (None, 3)):
+    cases: tuple[tuple[Any, int], ...] = (("last", 2), ("offset", 3), (None, 3))
+    for zero, depth in cases:
         model = _model(setting)
         report = nn.adapt(
             model, "layers.0", rank=2, depth=depth, loss=_squares, batch=(x, y), zero=zero, alpha=ALPHA,
