@@ -1,5 +1,7 @@
 """What has to hold on several devices; `test_sharded.py` runs this file in a process that has eight."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def on_devices(count, shape=SHAPE, across=1, **settings):
     return sharded.sharded_completion(*entries(shape, **settings), shape=shape, mesh=devices(count, across))
 
 
-def network(rank, depth=3):
+def network(rank, depth=3) -> Any:
     rng = np.random.default_rng(1)
     widths = (SHAPE[1], *(rank,) * (depth - 1), SHAPE[0])
     return tuple(rng.standard_normal(shape) for shape in zip(widths[1:], widths, strict=False))
@@ -315,7 +317,7 @@ def test_what_a_network_leaves_is_a_problem_of_the_differences():
     matrix = weights[2] @ weights[1] @ weights[0]
     problem = on_devices(8, across=2).residual(weights)
     expected = np.sum((values - matrix[rows, columns]) ** 2) / 2
-    nothing = [0 * layer for layer in weights]
+    nothing: Any = [0 * layer for layer in weights]
     np.testing.assert_allclose(problem.loss(nothing) * problem.fraction, expected, rtol=1e-12)
     scaled = on_devices(8, across=2).scaled(3.0)
     np.testing.assert_allclose(scaled.loss(nothing) * scaled.fraction, 4.5 * np.sum(values**2), rtol=1e-12)
