@@ -12,7 +12,7 @@ from mpmath import mp, mpf
 import lowdim_jax as ld
 from lowdim_jax import theory
 from lowdim_jax.flow import gradient_flow
-from theory_checks.checks.solvers import matrix_problems, start_of
+from theory_checks.checks.losses import matrix_problems, start_of
 from theory_checks.pairs import evidence_of
 from theory_checks.reference import modes, networks
 from theory_checks.registry import Evidence, check

@@ -9,7 +9,7 @@ import numpy as np
 import lowdim_jax as ld
 from lowdim_jax import distributed
 from lowdim_jax.distributed import sharded_completion
-from theory_checks.checks.solvers import start_of
+from theory_checks.checks.losses import start_of
 from theory_checks.pairs import evidence_of
 from theory_checks.reference import networks
 from theory_checks.registry import Evidence, check
