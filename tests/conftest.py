@@ -33,6 +33,16 @@ def _programs_dropped():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_jax_restored():
+    """A command line sets up the JAX of its process, which here is that of the other tests."""
+    names = ("jax_enable_x64", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture
 def x64():
     """Double precision, for this test only."""

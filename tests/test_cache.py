@@ -7,21 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from lowdim_jax._cache import forget_programs
 from theory_checks.cli import main
-
-
-@pytest.fixture(autouse=True)
-def _settings_of_jax_restored():
-    """The command sets up the JAX of its process, which here is that of the other tests."""
-    names = ("jax_enable_x64", "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
 
 FLOW = """
 from lowdim_jax._cache import cache_programs

@@ -17,6 +17,7 @@ WORKSHOPS = (
     "lowdim_jax.checked_run",
     "lowdim_jax.checkpoints",
     "lowdim_jax.closing",
+    "lowdim_jax.distributed.blocks",
     "lowdim_jax.distributed.rendezvous",
     "lowdim_jax.growing",
     "lowdim_jax.nn.deltas",
@@ -42,7 +43,7 @@ TOOLS = {
     "lowdim_jax.nn.layers": {"at_least_single", "metadata_of", "metadata_of_factor"},
     "lowdim_jax.nn.paths": {"matching", "names_of", "part_at", "replace_everywhere"},
     "lowdim_jax.problems.base": {"as_truth", "held_out"},
-    "lowdim_jax.problems.matrix_completion": {"completion_error", "half_squared_misfit"},
+    "lowdim_jax.problems.matrix_completion": {"completion_error", "grouped", "half_squared_misfit"},
     "lowdim_jax.trajectory": {"blank", "trim"},
     "lowdim_jax.window": {"hidden_bases", "make_window", "reduce_window", "sample_window"},
 }

@@ -24,11 +24,9 @@ THEORY = (DOCS / "theory.md").read_text("utf-8")
 
 
 @pytest.fixture(autouse=True)
-def _process_settings_restored():
-    before = jax.config.jax_enable_x64
+def _checks_of_a_test_are_its_own():
     with registry.only_here():
         yield
-    jax.config.update("jax_enable_x64", before)
 
 
 def test_the_statements_are_those_of_the_theory_with_its_titles_status_and_sources():

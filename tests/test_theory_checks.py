@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,14 +9,6 @@ from theory_checks import registry, runner, selection
 from theory_checks.cli import main
 from theory_checks.registry import Check, Evidence
 from theory_checks.setting import Setting
-
-
-@pytest.fixture(autouse=True)
-def _settings_of_jax_restored():
-    """The command sets the precision of its process, which here is that of the other tests."""
-    before = jax.config.jax_enable_x64
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 def refused(capsys, *arguments: str) -> str:
