@@ -48,6 +48,8 @@ OF_A_PATH = len(RIDGES) * gradients_of_a_sweep()
 """Gradients that a graduated fit takes: one is begun only where it can be ended."""
 CLEAR = 2.0
 """Standard errors by which a fit has to be better on held-out data than the best constant matrix."""
+WORTH = 1.0
+"""Standard errors by which a ridge has to be better than none: it leaves small components where none are."""
 
 
 class Stage(NamedTuple):
@@ -194,35 +196,42 @@ class Choice(NamedTuple):
 def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget) -> Choice:
     """Rank and ridge of the smallest loss on held-out data, and that of the best constant matrix.
 
-    `parts` is None where none does clearly better than the constant (or the zero matrix).
+    `parts` is None where none does clearly better than the constant (or the zero matrix). A ridge is chosen
+    where it does clearly better than none.
     """
     first = visible_components(on_host(train)).parts.truncate(most)
     constant = best_constant(train, first.dtype)
     trivials = zero_matrix(held, first.dtype), constant
     loss, trivial = min(((value_of(held.loss, one), one) for one in trivials), key=lambda pair: pair[0])
-    best, worse = Choice(None, loss), 0
+    best, worse, plain = Choice(None, loss), 0, []
     for stage in stages(train, first, exact=exact, most=most, budget=budget, stall=NOISY_STALL):
         points = path(train, stage.rank, budget) if budget.left >= OF_A_PATH else ()
         candidates = [(stage.parts, None), *_counted(points)]
         choices = [Choice(parts, value_of(held.loss, parts), ridges) for parts, ridges in candidates]
+        plain.append(choices[0])
         least = min(choices, key=lambda choice: choice.loss)
         worse = worse + 1 if not least.loss < best.loss else 0
         best = best if worse else least
         if worse >= LOOK_AHEAD and most > FEW_RANKS:
             break
-    clear = best.parts is not None and _is_clear(held, (best.parts, best.loss), (trivial, loss))
-    return best if clear else Choice(None, loss)
+    if best.ridges is not None:
+        without = min(plain, key=lambda choice: choice.loss)
+        best = best if _is_clear(held, best, without, errors=WORTH) else without
+    return best if _is_clear(held, best, Choice(trivial, loss), errors=CLEAR) else Choice(None, loss)
 
 
-def _is_clear(held: Any, best: tuple[LowRank, float], trivial: tuple[LowRank, float]) -> bool:
-    """Whether the best of many tries is better than a trivial matrix by more than chance allows.
+def _is_clear(held: Any, best: Choice, other: Choice, *, errors: float) -> bool:
+    """Whether the best of many tries is better than another by more than chance allows.
 
-    By `CLEAR` standard errors of the difference, `2 √(ℓ(best) ½‖δ‖² / n)` for independent errors of the best,
+    By so many standard errors of the difference, `2 √(ℓ(best) ½‖δ‖² / n)` for independent errors of the best,
     where the two differ by `δ` on the `n` data held out.
     """
-    halves = (LowRank(part.left, part.singular_values / 2, part.right) for part, _ in (best, trivial))
-    apart = max(2 * (best[1] + trivial[1]) - 4 * value_of(held.loss, _sum(*halves)), 0.0)
-    return trivial[1] - best[1] > CLEAR * 2 * (best[1] * apart / held.count) ** 0.5
+    both = [choice.parts for choice in (best, other) if choice.parts is not None]
+    if len(both) < 2:
+        return False
+    halves = (LowRank(parts.left, parts.singular_values / 2, parts.right) for parts in both)
+    apart = max(2 * (best.loss + other.loss) - 4 * value_of(held.loss, _sum(*halves)), 0.0)
+    return other.loss - best.loss > errors * 2 * (best.loss * apart / held.count) ** 0.5
 
 
 def _counted(points: Iterable[LowRank]) -> Iterator[tuple[LowRank, int]]:
