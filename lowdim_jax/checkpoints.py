@@ -1,5 +1,10 @@
 """Checkpoints of runs, on one device or many, which restore on any other number of them; with orbax."""
 
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +89,30 @@ class Checkpoints:
         """One item of the newest checkpoint."""
         (name,) = item
         step = self._newest()
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
-        except Exception as error:  # what is not whole raises errors of orbax, JSON and files
-            raise ValueError(
-                f"the checkpoint of step {step} in {self._name} cannot be read: {because(error)}"
-            ) from error
+        with _abandoned_reads_dropped():
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+            except Exception as error:  # what is not whole raises errors of orbax, JSON and files
+                reason = because(error)
+                error.__traceback__ = None  # its frames hold the other reads
+                gc.collect()
+        raise ValueError(f"the checkpoint of step {step} in {self._name} cannot be read: {reason}")
 
     def _newest(self) -> int:
         if self.latest is None:
             raise ValueError(f"there is no checkpoint in {self._name}")
         return self.latest
+
+
+@contextlib.contextmanager
+def _abandoned_reads_dropped() -> Iterator[None]:
+    """When one read fails, orbax abandons the others: each prints a traceback of its own as it is collected.
+
+    Within, they are collected in silence; the one sentence of the caller says what happened.
+    """
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    sys.unraisablehook, log.disabled = lambda _: None, True
+    try:
+        yield
+    finally:
+        sys.unraisablehook, log.disabled = hook, False
