@@ -78,8 +78,9 @@ class Checkpoints:
         saved = self._manager.item_metadata(self._newest())["run"].tree
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         run = self._load(run=ocp.args.PyTreeRestore(item=saved, restore_args=how))
-        *others, last = run["best"]
-        return tuple(map(as_array, (*others, last[: self.settings()["shape"][0]])))
+        (*others, last), (d_out, d_in) = run["best"], self.settings()["shape"]
+        first, *middle = others
+        return tuple(map(as_array, (first[:, :d_in], *middle, last[:d_out])))
 
     def close(self) -> None:
         """Wait for what is being written."""

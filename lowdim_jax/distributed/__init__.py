@@ -8,14 +8,8 @@ several processes, with checkpoints. docs/many-devices.md has commands, design a
 `import lowdim_jax` does not import this subpackage.
 """
 
-from lowdim_jax.distributed.sharded import (
-    ShardedCompletion,
-    gaussian_measurements,
-    mesh,
-    process_rows,
-    sharded_completion,
-    spread,
-)
+from lowdim_jax.distributed.placement import mesh, process_rows, spread
+from lowdim_jax.distributed.sharded import ShardedCompletion, gaussian_measurements, sharded_completion
 from lowdim_jax.distributed.shards import Shards, open_shards, write_shards
 
 __all__ = [

@@ -81,6 +81,9 @@ def _parser() -> Parser:
         metavar="FRACTION",
         help="of the entries, on which the run is stopped and evaluated; default: none",
     )
+    command.add_argument(
+        "--across", type=int, default=1, metavar="N", help="blocks of columns (1); devices across share rows"
+    )
     where = command.add_argument_group("processes", "either several on this machine, or one of several")
     where.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine")
     where.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, any free port")

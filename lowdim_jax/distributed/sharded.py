@@ -1,6 +1,6 @@
 """Problems spread over many devices and processes, with JAX's own sharding.
 
-A mesh of devices over rows and, if wanted, columns. Rows of a completion problem (users), and its columns
+Rows of a completion problem (users), and its columns
 where the mesh has more than one device across, are cut into blocks of equal size, as are measurements of a
 sensing problem; the last block is filled up with zeros. What is small is on every device.
 docs/many-devices.md has the design, the communication and the commands.
@@ -31,13 +31,12 @@ from lowdim_jax.distributed.blocks import (
     entry_hash,
     observed_times,
     own_block,
-    own_places,
-    own_range,
     parts_of_devices,
     stacked,
     tall_qr,
     with_values,
 )
+from lowdim_jax.distributed.placement import process_rows
 from lowdim_jax.linalg import LowRank
 from lowdim_jax.networks import Weights, check_fits, end_to_end_factors
 from lowdim_jax.problems.groups import Groups, subtract_from_groups
@@ -54,85 +53,6 @@ OVERSAMPLING = 10
 """Columns that the subspace iteration has beside those asked for (Halko, Martinsson and Tropp 2011)."""
 
 _SPREAD, _EVERYWHERE = PartitionSpec((AXIS, ACROSS)), PartitionSpec()
-
-
-def mesh(devices: Sequence[Any] | None = None, /, *, across: int = 1) -> Mesh:
-    """Mesh over all devices of all processes, or over the given ones.
-
-    Parameters
-    ----------
-    across
-        Number of blocks that columns are cut into; rows are cut into the number of devices over that. By
-        default columns are not cut: do it where `W_1` and its gradient are what takes the memory, or the time
-        to sum.
-
-    Raises
-    ------
-    ValueError
-        If the number of devices is no multiple of `across`.
-
-    Examples
-    --------
-    >>> from lowdim_jax import distributed
-    >>> import jax
-    >>> distributed.mesh(jax.devices()[:1]).devices.shape
-    (1, 1)
-    """
-    chosen = np.array(jax.devices() if devices is None else devices)
-    if across < 1 or chosen.size % across:
-        raise ValueError(f"across={across}, expected a divisor of the number of devices, {chosen.size}")
-    return Mesh(chosen.reshape(-1, across), (AXIS, ACROSS))
-
-
-def process_rows(length: int, /, *, mesh: Mesh) -> range:
-    """Which of `length` rows belong to the devices of this process: the entries that it has to provide.
-
-    Raises
-    ------
-    ValueError
-        If the devices of this process are not neighbours in the mesh, or have a part of their rows only.
-
-    Examples
-    --------
-    >>> from lowdim_jax import distributed
-    >>> import jax
-    >>> distributed.process_rows(10, mesh=distributed.mesh(jax.devices()[:1]))  # one process has them all
-    range(0, 10)
-    """
-    return own_range(length, own_places(mesh), mesh.shape[AXIS])
-
-
-def spread(rows: np.ndarray | jax.Array, /, *, length: int, mesh: Mesh) -> jax.Array:
-    """Array of `length` rows over all devices, from each process's own rows, filled up with zero rows.
-
-    Parameters
-    ----------
-    rows
-        This process's rows, those of `process_rows(length, mesh=mesh)` where the mesh is one device across.
-    length
-        Number of rows of all processes together.
-
-    Raises
-    ------
-    ValueError
-        If it is not as many rows.
-
-    Examples
-    --------
-    >>> import jax, numpy as np
-    >>> from lowdim_jax import distributed
-    >>> distributed.spread(np.ones((4, 3)), length=4, mesh=distributed.mesh(jax.devices()[:1])).shape
-    (4, 3)
-    """
-    across = mesh.shape[ACROSS]
-    places = [place * across + k for place in own_places(mesh) for k in range(across)]
-    own, block = own_range(length, places, mesh.size), block_of(length, mesh.size)
-    if len(rows) != len(own):
-        raise ValueError(f"rows has {len(rows)} of them, expected those from {own.start} to {own.stop}")
-    local = np.zeros((len(places) * block, *rows.shape[1:]), rows.dtype)
-    local[: len(own)] = rows
-    shape = (block * mesh.size, *rows.shape[1:])
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, _SPREAD), local, shape)
 
 
 def gaussian_measurements(

@@ -17,7 +17,8 @@ from lowdim_jax._command import BAD_INPUT, OK
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import DescentState
 from lowdim_jax.distributed.command import DIVERGED, LOST
-from lowdim_jax.distributed.sharded import mesh, process_rows, sharded_completion
+from lowdim_jax.distributed.placement import mesh, process_rows
+from lowdim_jax.distributed.sharded import sharded_completion
 from lowdim_jax.distributed.shards import open_shards
 from lowdim_jax.fitting import fit
 from lowdim_jax.trajectory import Status
@@ -64,12 +65,10 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
             heartbeat_timeout_seconds=settings["timeout"],
             shutdown_timeout_seconds=settings["timeout"],
         )
-    shards, devices = open_shards(settings["folder"]), mesh()
+    shards, devices = open_shards(settings["folder"]), mesh(across=settings["across"])
     own = process_rows(shards.shape[0], mesh=devices)
     entries = shards.read(own)
-    problem = replace(
-        sharded_completion(*entries, shape=shards.shape, mesh=devices), fingerprint=shards.data
-    )
+    problem = replace(sharded_completion(*entries, shape=shards.shape, mesh=devices), fingerprint=shards.data)
     say(
         f"process {process} of {processes}: {jax.local_device_count()} devices, "
         f"rows {own.start} to {own.stop}, {len(entries[0])} of {problem.count} entries"
