@@ -48,7 +48,7 @@ OF_A_PATH = len(RIDGES) * gradients_of_a_sweep()
 """Gradients that a graduated fit takes: one is begun only where it can be ended."""
 CLEAR = 2.0
 """Standard errors by which a fit has to be better on held-out data than the best constant matrix."""
-WORTH = 1.0
+CLEAR_RIDGE = 1.0
 """Standard errors by which a ridge has to be better than none: it leaves small components where none are."""
 
 
@@ -216,7 +216,7 @@ def choose(train: Any, held: Any, /, *, exact: float, most: int, budget: Budget)
             break
     if best.ridges is not None:
         without = min(plain, key=lambda choice: choice.loss)
-        best = best if _is_clear(held, best, without, errors=WORTH) else without
+        best = best if _is_clear(held, best, without, errors=CLEAR_RIDGE) else without
     return best if _is_clear(held, best, Choice(trivial, loss), errors=CLEAR) else Choice(None, loss)
 
 
