@@ -35,7 +35,8 @@ def embedding_gap(optimizer: optax.GradientTransformation, layer: Callable[[Any,
     gradients = [[force * core for core in draw()] for force in forces]
     outer = [np.eye(len(b)) - b @ b.T for b in bases]
     rests = tuple(
-        after @ rng.standard_normal((len(after), len(before))) @ before for before, after in pairwise(outer)
+        after @ rng.standard_normal((len(after), len(before))) @ before
+        for before, after in pairwise(outer)
     )
     narrow = [tuple(layer(core, np.zeros(())) for core in gradient) for gradient in gradients]
 

@@ -57,13 +57,17 @@ def integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, max
         ),
         max_steps=max_steps,
         adjoint=diffrax.ForwardMode(),
-        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ticks, fn=record), diffrax.SubSaveAt(t1=True)]),
+        saveat=diffrax.SaveAt(
+            subs=[diffrax.SubSaveAt(ts=ticks, fn=record), diffrax.SubSaveAt(t1=True)]
+        ),
         throw=False,
     )
     assert solution.ts is not None  # for the type checker: something is saved
     assert solution.ys is not None
     recorded = jnp.isfinite(solution.ts[0]) & starts
-    losses, *observed = jax.tree.map(lambda leaf: _blank_where_unrecorded(leaf, recorded), solution.ys[0])
+    losses, *observed = jax.tree.map(
+        lambda leaf: _blank_where_unrecorded(leaf, recorded), solution.ys[0]
+    )
     results = diffrax.RESULTS
     status = jnp.select(
         [

@@ -88,7 +88,9 @@ def embeddings(frames: Sequence[AnyArray]) -> tuple[jax.Array, ...]:
     return tuple(embeddings[space] for space in range(len(spaces)))
 
 
-def bases(frames: Sequence[AnyArray], left: jax.Array, right: jax.Array, /) -> tuple[jax.Array, ...]:
+def bases(
+    frames: Sequence[AnyArray], left: jax.Array, right: jax.Array, /
+) -> tuple[jax.Array, ...]:
     """Small bases that hold the columns of `left` and `right` and that the layers map to each other.
 
     In the narrowest space they are spanned by `right` carried forward and `left` carried back. Where a

@@ -20,7 +20,7 @@ def short(value: object, /, width: int = 60) -> str:
     if len(text) <= width:
         return text
     left = width // 2 - 1
-    return f"{text[:left]}…{text[left + 1 - width :]}"
+    return f"{text[:left]}…{text[left + 1 - width:]}"
 
 
 def named(path: Path | str, /) -> str:
@@ -36,7 +36,7 @@ def because(error: BaseException, /, width: int = 160) -> str:
     """
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(said.split()) or type(error).__name__
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return text if len(text) <= width else f"{text[:width - 1]}…"
 
 
 def number_of(text: str, /) -> float:

@@ -79,7 +79,8 @@ def merged(triplets: Triplets, shape: tuple[int, int], duplicates: str, /) -> Tr
     if duplicates not in ("raise", "mean"):
         raise ValueError(f"duplicates={short(duplicates)}, expected 'raise' or 'mean'")
     rows, columns = (  # of 16 bits if they can be, which NumPy sorts in linear time
-        index.astype(np.min_scalar_type(size - 1)) for index, size in zip(triplets[:2], shape, strict=True)
+        index.astype(np.min_scalar_type(size - 1))
+        for index, size in zip(triplets[:2], shape, strict=True)
     )
     order = np.lexsort((columns, rows))
     rows, columns, values = rows[order], columns[order], triplets[2][order]

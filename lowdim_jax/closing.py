@@ -38,7 +38,9 @@ class Closed(NamedTuple):
     gradients: int
 
 
-def close(loss: Any, parts: LowRank, /, *, goal: float, gradients: int, stall: float = 1e-3) -> Closed:
+def close(
+    loss: Any, parts: LowRank, /, *, goal: float, gradients: int, stall: float = 1e-3
+) -> Closed:
     """Minimize the loss of matrices of one rank by damped Gauss–Newton steps, from a given matrix.
 
     A step minimizes the loss over the tangent space `{dA Vᵀ + U dBᵀ}` at `U Σ Vᵀ`, damped (Levenberg and

@@ -250,7 +250,9 @@ def compressed_widths(d_out: int, d_in: int, /, *, depth: int, rank: int) -> tup
     depth, rank = check_depth(depth, least=2), as_count("rank", rank)
     d_out, d_in = as_count("d_out", d_out, least=1), as_count("d_in", d_in, least=1)
     if not 1 <= rank <= min(d_out, d_in):
-        raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ {min(d_out, d_in)} for a {d_out}×{d_in} matrix")
+        raise ValueError(
+            f"rank={rank}, expected 1 ≤ rank ≤ {min(d_out, d_in)} for a {d_out}×{d_in} matrix"
+        )
     return (d_in, *(rank,) * (depth - 1), d_out)
 
 
@@ -259,7 +261,9 @@ def check_depth(depth: int, /, *, least: int = 1) -> int:
     return as_integer("depth", depth, least=least)
 
 
-def entries(weights: Sequence[AnyArray], rows: Any, columns: Any, /) -> Float[AnyArray, " n"]:
+def entries(
+    weights: Sequence[AnyArray], rows: Any, columns: Any, /
+) -> Float[AnyArray, " n"]:
     """Entries `W[rows, columns]` of a network with a hidden layer, without forming `W`.
 
     Raises

@@ -170,6 +170,7 @@ class Reduction:
             for number, layer in enumerate(layers)
         )
 
+
     def check_optimizer(self, optimizer: Any, /) -> None:
         """Raise `ValueError` for an optimizer other than `GradientDescent`."""
         if not isinstance(optimizer, GradientDescent):
@@ -503,7 +504,9 @@ def reduced_descent(
 
 def _reduction(bases, scales, target: LowRank, frames) -> Reduction:
     layers = tuple(
-        ReducedLayer(scale * jnp.eye(after.shape[1], before.shape[1], dtype=after.dtype), scale, scale)
+        ReducedLayer(
+            scale * jnp.eye(after.shape[1], before.shape[1], dtype=after.dtype), scale, scale
+        )
         for scale, before, after in zip(scales, bases, bases[1:], strict=False)
     )
     bulk_count = min(len(basis) - basis.shape[1] for basis in bases)

@@ -197,6 +197,8 @@ def crossing_time(t: Real[AnyArray, " n"], values: Real[AnyArray, "n r"], level,
     return jnp.where(jnp.any(reached, axis=0), between, jnp.inf)
 
 
+
+
 def effective_rank(sigma: Real[AnyArray, "*n r"], /) -> Float[Array, "*n"]:
     """Exponential of the entropy of `σ_i / Σ σ` (Roy and Vetterli 2007): between 1 and `r`.
 

@@ -119,8 +119,10 @@ class Trajectory:
             Status.REACHED_TOLERANCE: f"reached the loss tolerance after {steps} steps",
             Status.STOPPED: f"stopped by its callback after {steps} steps",
             Status.DIVERGED: f"diverged: the loss is not finite at step {steps}",
-            Status.OUT_OF_STEPS: f"out of steps: the budget of {steps} steps ended after t = {recorded:g}",
-            Status.SOLVER_FAILED: f"solver failed after {steps} steps, past t = {recorded:g}",
+            Status.OUT_OF_STEPS: f"out of steps: the budget of {steps} steps ended after t = "
+            f"{recorded:g}",
+            Status.SOLVER_FAILED: f"solver failed after {steps} steps, past t = "
+            f"{recorded:g}",
         }[status]
         return text if self.ok or not self.hint else f"{text}; {self.hint}"
 

@@ -249,7 +249,9 @@ def hidden_bases(weights: Sequence[AnyArray], /, *, strict: bool = True) -> tupl
             "there is no exact reduction; equal ones, or ones without a bulge, have one, and strict=False "
             "takes the nearest network of such widths"
         )
-    frames = [_isometries.frame(weight, number, strict)[0] for number, weight in enumerate(weights[1:-1], 2)]
+    frames = [
+        _isometries.frame(weight, number, strict)[0] for number, weight in enumerate(weights[1:-1], 2)
+    ]
     left, right = (jnp.linalg.qr(side)[0] for side in (weights[-1].T, weights[0]))
     return _isometries.bases(frames, left, right)
 

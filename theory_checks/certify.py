@@ -166,12 +166,7 @@ def random_case(
     edge = 2 / (depth * float(singular_values[0]) ** (2 - 2 / depth))
     rate = Fraction(int(float(edge_fraction) * edge * 10**6), 10**6)
     return Case(
-        tuple(singular_values),
-        overlap,
-        width,
-        depth,
-        scale,
-        rate,
+        tuple(singular_values), overlap, width, depth, scale, rate,
         min(2 * rank, width) if compressed_rank is None else compressed_rank,
     )
 

@@ -77,7 +77,9 @@ def _parser() -> Parser:
         metavar="FILE",
         help="your own matrix (.npy, .npz, .csv, .mtx), or 'digits' for scikit-learn's digits",
     )
-    run.add_argument("--rank", type=whole_number(1), metavar="R", help="components of the target to keep")
+    run.add_argument(
+        "--rank", type=whole_number(1), metavar="R", help="components of the target to keep"
+    )
     run.add_argument(
         "--processes",
         type=whole_number(1),
@@ -108,32 +110,19 @@ def _parser() -> Parser:
         "certify",
         help="prove dominance at every iteration for rational data, in ball arithmetic (needs python-flint)",
     )
-    prove.add_argument(
-        "--singular-values",
-        type=_fractions,
-        metavar="A,B,…",
-        help="fractions or decimals; default: R of them, from 20 to 9",
-    )
+    prove.add_argument("--singular-values", type=_fractions, metavar="A,B,…",
+                       help="fractions or decimals; default: R of them, from 20 to 9")
     prove.add_argument("--rank", type=whole_number(1), default=2, metavar="R", help="default: 2")
     prove.add_argument("--width", type=whole_number(1), default=100, metavar="D", help="default: 100")
     prove.add_argument("--depth", type=whole_number(1), default=3, metavar="L", help="default: 3")
     prove.add_argument("--scale", type=_fraction, default="1/10", metavar="ε", help="default: 1/10")
-    prove.add_argument(
-        "--edge-fraction",
-        type=_fraction,
-        default="1/2",
-        metavar="F",
-        help="learning rate as a fraction of the edge of stability; default: 1/2",
-    )
+    prove.add_argument("--edge-fraction", type=_fraction, default="1/2", metavar="F",
+                       help="learning rate as a fraction of the edge of stability; default: 1/2")
     prove.add_argument("--compressed-rank", type=whole_number(1), metavar="R", help="default: 2r")
     prove.add_argument("--seed", type=int, default=0, help="of the original's start; default: 0")
     prove.add_argument("--max-steps", type=whole_number(1), default=100_000, metavar="N")
-    prove.add_argument(
-        "--no-control",
-        dest="control",
-        action="store_false",
-        help="do not also refute the control: r̂ = d at d = 4r",
-    )
+    prove.add_argument("--no-control", dest="control", action="store_false",
+                       help="do not also refute the control: r̂ = d at d = 4r")
     prove.set_defaults(command=_certify)
 
     explore = commands.add_parser("explore", help="write and open a page to play with incremental learning")
@@ -162,10 +151,7 @@ def _certify(arguments: argparse.Namespace) -> int:
     sigma = arguments.singular_values
     rank = arguments.rank if sigma is None else len(sigma)
     settings = {
-        "rank": rank,
-        "singular_values": sigma,
-        "depth": arguments.depth,
-        "scale": arguments.scale,
+        "rank": rank, "singular_values": sigma, "depth": arguments.depth, "scale": arguments.scale,
         "edge_fraction": arguments.edge_fraction,
     }
     case = random_case(
@@ -192,14 +178,8 @@ def _list(arguments: argparse.Namespace) -> int:
     for check in select(arguments.only):
         print(f"{check.name}  (docs/theory.md {check.source})")
         print(fill(check.claim, 96, initial_indent="    ", subsequent_indent="    "))
-        print(
-            fill(
-                "must fail with: " + "; ".join(check.controls),
-                96,
-                initial_indent="    ",
-                subsequent_indent="    ",
-            )
-        )
+        print(fill("must fail with: " + "; ".join(check.controls), 96, initial_indent="    ",
+                   subsequent_indent="    "))
     return OK
 
 
@@ -227,7 +207,9 @@ def _run(arguments: argparse.Namespace) -> int:
     target, note = None, ""
     if arguments.target is not None:
         matrix = load_matrix(arguments.target)
-        target, note = prepare(matrix, rank=arguments.rank, dtype=arguments.dtype, size=arguments.size)
+        target, note = prepare(
+            matrix, rank=arguments.rank, dtype=arguments.dtype, size=arguments.size
+        )
         own = [check.name for check in checks if not check.any_target]
         checks = tuple(check for check in checks if check.any_target)
         if not checks:

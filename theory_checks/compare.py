@@ -110,10 +110,8 @@ def print_comparison(before: dict[str, Any], after: dict[str, Any]) -> None:
     rows = checks_changed(before, after)
     if not rows:
         same = without_times(before) == without_times(after)
-        console.print(
-            f"the same errors and outcomes in all {len(after['checks'])} checks"
-            + (", and the same report up to times" if same else "")
-        )
+        console.print(f"the same errors and outcomes in all {len(after['checks'])} checks"
+                      + (", and the same report up to times" if same else ""))
         return
     table = Table("check", "outcome", "error before", "error after", "tolerance", box=None)
     for name, old, new in rows:

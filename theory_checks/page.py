@@ -34,18 +34,14 @@ def page(report: dict[str, Any], curves: Sequence[Sequence["Curve"]]) -> str:
     ]
     checks.sort(key=lambda check: HOLDS.get(check[0]["outcome"], 0))
     entries = [entry for entry, _ in checks]
-    return (
-        _environment()
-        .get_template("report_template.html")
-        .render(
-            report=report,
-            checks=checks,
-            failing=[entry for entry in entries if entry["outcome"] not in HOLDS],
-            tiles=_tiles(report["verdict"], entries),
-            axis=Axis(entries),
-            found={entry["name"]: entry for entry in entries},
-            titles={row["statement"]: row["title"] for row in report["coverage"]},
-        )
+    return _environment().get_template("report_template.html").render(
+        report=report,
+        checks=checks,
+        failing=[entry for entry in entries if entry["outcome"] not in HOLDS],
+        tiles=_tiles(report["verdict"], entries),
+        axis=Axis(entries),
+        found={entry["name"]: entry for entry in entries},
+        titles={row["statement"]: row["title"] for row in report["coverage"]},
     )
 
 

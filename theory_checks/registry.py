@@ -221,17 +221,8 @@ def check(
         if rests_on is not None and not set(rests_on) <= SIDES.keys():
             raise ValueError(f"check {name!r} rests on {rests_on}, expected two of {', '.join(SIDES)}")
         _REGISTRY[name] = Check(
-            name,
-            claim,
-            source,
-            compare,
-            controls,
-            any_target,
-            precise,
-            rests_on,
-            pinned_by,
-            optimized,
-            alone,
+            name, claim, source, compare, controls, any_target, precise, rests_on, pinned_by,
+            optimized, alone,
         )
         return compare
 

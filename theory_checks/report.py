@@ -23,13 +23,8 @@ if TYPE_CHECKING:
     from theory_checks.registry import Check
     from theory_checks.runner import Result
 
-STYLES = {
-    "pass": "green",
-    "fail": "bold red",
-    "vacuous": "bold yellow",
-    "error": "bold magenta",
-    "not-applicable": "cyan",
-}
+STYLES = {"pass": "green", "fail": "bold red", "vacuous": "bold yellow", "error": "bold magenta",
+          "not-applicable": "cyan"}
 WHOLE_RUN = 1e6
 """Seconds of the past that the time left is estimated from: all. One check can outlast rich's half minute."""
 
@@ -94,7 +89,9 @@ def print_table(results: Sequence["Result"]) -> None:
         console.print(problem)
 
 
-def print_verdict(about: dict[str, Any], results: Sequence["Result"], paths: Sequence[Path]) -> None:
+def print_verdict(
+    about: dict[str, Any], results: Sequence["Result"], paths: Sequence[Path]
+) -> None:
     """Print the run's outcome in one sentence, and where its report lies."""
     console = Console()
     verdict = _verdict(about, results)

@@ -76,7 +76,8 @@ class Result:
             "tolerance": _plain(evidence.tolerance) if evidence else None,
             "tolerance_reason": evidence.reason if evidence else None,
             "control": [
-                {"broken": c.broken, "error": _plain(c.error), "refuted": c.refuted} for c in self.controls
+                {"broken": c.broken, "error": _plain(c.error), "refuted": c.refuted}
+                for c in self.controls
             ],
             "timed": bool(evidence and evidence.timed),
             "seconds": round(self.seconds, 3),
@@ -245,7 +246,9 @@ def _explain(error: BaseException, check: Check, setting: Setting) -> str:
 def _where(error: BaseException) -> str:
     """Files and lines that an error went through in checks of the user's own, the innermost last."""
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in own_files()
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) in own_files()
     ]
     return "".join(f"\n  {frame.filename}, line {frame.lineno}: {frame.line}" for frame in frames)
 

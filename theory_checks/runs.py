@@ -43,14 +43,8 @@ def _alignment(target, weights):
 
 
 def per_seed(
-    function: Callable,
-    setting: Setting,
-    /,
-    numbers: Mapping[str, Any] | None = None,
-    *,
-    targets=None,
-    starts=None,
-    **static,
+    function: Callable, setting: Setting, /, numbers: Mapping[str, Any] | None = None, *,
+    targets=None, starts=None, **static,
 ):
     """`function(target, key, **numbers, **static)` of every seed, stacked, in one program.
 
@@ -111,7 +105,9 @@ def modes_under_flow(targets: ld.LowRank, weights, times, alpha, rtol) -> jax.Ar
     def follow(seed):
         target, weights = seed
         loss = ld.factorization(target).loss
-        run = ld.gradient_flow(loss, weights, times, alpha=alpha, rtol=rtol, observe=observe_modes(target))
+        run = ld.gradient_flow(
+            loss, weights, times, alpha=alpha, rtol=rtol, observe=observe_modes(target)
+        )
         return run.observed
 
     return jax.lax.map(follow, (targets, weights))
@@ -132,7 +128,9 @@ def errors_under_descent(targets: ld.LowRank, weights, rate, *, steps: int) -> j
     return jax.lax.map(follow, (targets, weights))
 
 
-def compressed(target: ld.LowRank, key: jax.Array, *, depth: int, scale, rank: int, start: str = "spectral"):
+def compressed(
+    target: ld.LowRank, key: jax.Array, *, depth: int, scale, rank: int, start: str = "spectral"
+):
     """Compressed network; `start` is `"spectral"`, or a control: `"random"` or `"reversed"`."""
     if start == "spectral":
         return ld.compress(target, depth=depth, scale=scale, rank=rank)

@@ -58,7 +58,9 @@ class Setting:
     def targets(self) -> LowRank:
         """One target a seed, stacked along a first axis; the user's matrix is the same for all."""
         if self.target is not None:
-            return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.seeds, *leaf.shape)), self.target)
+            return jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (self.seeds, *leaf.shape)), self.target
+            )
         d, rank = SIZES[self.size]
         make = jax.vmap(lambda key: separated_target(key, d, rank, dtype=self.dtype))
         return jax.jit(make)(self.keys)

@@ -71,7 +71,9 @@ def load_matrix(name: str) -> Matrix:
     return _validated(what, matrix)
 
 
-def prepare(matrix: Matrix, /, *, rank: int | None, dtype: str, size: str = "small") -> tuple[LowRank, str]:
+def prepare(
+    matrix: Matrix, /, *, rank: int | None, dtype: str, size: str = "small"
+) -> tuple[LowRank, str]:
     """Cut a matrix to a rank and scale it, and say so.
 
     At size "small" only its first 256 rows and columns are taken; larger sizes take all of it.

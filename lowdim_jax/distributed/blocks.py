@@ -90,7 +90,9 @@ def common_slots(parts) -> tuple[int, int]:
     return by_row, by_column
 
 
-def stacked(parts: "Sequence[Groups | None]", owners: int, slots: int, dtype, mesh: Mesh) -> Groups:
+def stacked(
+    parts: "Sequence[Groups | None]", owners: int, slots: int, dtype, mesh: Mesh
+) -> Groups:
     """Groups of all devices with a first axis over devices, filled up to those of the fullest one."""
     needed = max((part.owner.size for part in parts if part), default=0)
     total = int(all_processes([needed]).max())

@@ -63,10 +63,8 @@ def _receive(host: str, port: int, _: int, processes: int, card: dict, timeout: 
             if not isinstance(told, dict) or type(told.get("process")) is not int:
                 continue  # nobody of ours
             other = told["process"]
-            wrong = (
-                _difference(card, told.get("card"), other)
-                if other not in came
-                else (f"two processes have come with process-id={other}")
+            wrong = _difference(card, told.get("card"), other) if other not in came else (
+                f"two processes have come with process-id={other}"
             )
             came[other] = visitor
         absent = [k for k in range(1, processes) if k not in came]

@@ -1,8 +1,8 @@
 """Problems spread over many devices and processes, with JAX's own sharding.
 
-Rows of a completion problem (users), and its columns
-where the mesh has more than one device across, are cut into blocks of equal size, as are measurements of a
-sensing problem; the last block is filled up with zeros. What is small is on every device.
+Rows of a completion problem (users), and its columns where the mesh has more than one device across, are cut
+into blocks of equal size, as are measurements of a sensing problem; the last block is filled up with zeros.
+What is small is on every device.
 docs/many-devices.md has the design, the communication and the commands.
 """
 

@@ -295,3 +295,5 @@ def _check(depth, start, zero, scale, alpha, loss, rngs) -> None:
         raise ValueError(f"loss={loss!r}, expected loss(model, *batch) for the start from its gradient")
     if start == "random" and not isinstance(rngs, nnx.Rngs):
         raise ValueError(f"rngs={rngs!r}, expected an nnx.Rngs for the random start")
+
+

@@ -258,7 +258,9 @@ def _with_factors(layer: Any, kernel: Kernel, factors: Sequence[jax.Array]) -> C
     return Factored(layer, kernel, delta_of(layer, kernel, typed, type(getattr(layer, kernel.name))))
 
 
-def compress_layer(layer: nnx.Linear | DeepLinear, /, *, rank: int, depth: int = 3) -> CompressedLinear:
+def compress_layer(
+    layer: nnx.Linear | DeepLinear, /, *, rank: int, depth: int = 3
+) -> CompressedLinear:
     """Compressed layer nearest to a trained one: its best rank-`r̂` approximation, balanced.
 
     The matrix `U Σ Vᵀ` of the layer, cut to `r̂` components, becomes

@@ -16,7 +16,9 @@ from lowdim_jax.linalg import LowRank, check_finite, leading_svd, svd_within
 from lowdim_jax.nn.paths import part_at
 
 
-def gradients(model: nnx.Module, paths: Sequence[tuple], loss: Callable, batch: tuple, /) -> list[jax.Array]:
+def gradients(
+    model: nnx.Module, paths: Sequence[tuple], loss: Callable, batch: tuple, /
+) -> list[jax.Array]:
     """`∂ℓ/∂θ` of the parameters at these paths, in their order; the model is left as it is.
 
     A parameter that several layers share has a gradient of its own in each.

@@ -115,12 +115,10 @@ class DeepLinear(nnx.Module):
             values = _alive(given, lambda: self._start(key, spaces, scale, exact))
         else:
             values = self._start(key, spaces, scale, exact)
-        self.factors = nnx.List(
-            [
-                _parameter(value.astype(param_dtype), metadata_of_factor(metadata, index, len(values)))
-                for index, value in enumerate(values)
-            ]
-        )
+        self.factors = nnx.List([
+            _parameter(value.astype(param_dtype), metadata_of_factor(metadata, index, len(values)))
+            for index, value in enumerate(values)
+        ])
         bias = bias_init(rngs.params(), spaces[-1:], param_dtype) if use_bias else None
         self.bias = nnx.data(None if bias is None else nnx.Param(bias, **bias_metadata))
 
@@ -177,11 +175,9 @@ class DeepLinear(nnx.Module):
         """
         bias = self.bias[...] if self.bias is not None else None
         x, between = inputs, _between(out_sharding)
-        kind = (
-            {}
-            if self.preferred_element_type is None
-            else {"preferred_element_type": self.preferred_element_type}
-        )
+        kind = {} if self.preferred_element_type is None else {
+            "preferred_element_type": self.preferred_element_type
+        }
         for index, weight in enumerate(self.weights):
             x, kernel, bias = self.promote_dtype((x, weight.T, bias), dtype=self.dtype)
             if x.shape[-1] != kernel.shape[0]:

@@ -32,7 +32,9 @@ def layer_at(model: nnx.Module, path: Path, /) -> Any:
         try:
             part = _child(part, name)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"path={path!r}: the {type(part).__name__} has no part {name!r}") from error
+            raise ValueError(
+                f"path={path!r}: the {type(part).__name__} has no part {name!r}"
+            ) from error
     return part
 
 
@@ -97,7 +99,9 @@ def names_of(path: Path, /) -> tuple[str | int, ...]:
     return tuple(int(name) if str(name).isdigit() else name for name in names)
 
 
-def matching(model: nnx.Module, pattern: Pattern, /) -> Iterator[tuple[str, tuple, nnx.Module]]:
+def matching(
+    model: nnx.Module, pattern: Pattern, /
+) -> Iterator[tuple[str, tuple, nnx.Module]]:
     """Parts of a model whose path fits, each once: path, its steps, and the part.
 
     A part used in several places fits with any of its paths, and comes with the first.

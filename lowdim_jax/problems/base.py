@@ -190,7 +190,11 @@ def _error_of_factors(target: LowRank, a, b, a_in, b_in) -> jax.Array:
     a_out = a - target.left @ a_in
     b_out = b - b_in @ target.right.T
     core = a_in @ b_in - jnp.diag(target.singular_values)
-    return jnp.sum(core**2) + jnp.sum((a_in @ b_out) ** 2) + jnp.sum((a_out.T @ a_out) * (b @ b.T))
+    return (
+        jnp.sum(core**2)
+        + jnp.sum((a_in @ b_out) ** 2)
+        + jnp.sum((a_out.T @ a_out) * (b @ b.T))
+    )
 
 
 def held_out(count: int, fraction: float, seed: int) -> np.ndarray:

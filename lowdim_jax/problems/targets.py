@@ -36,7 +36,9 @@ def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> Low
     return LowRank(parts.left[:, keep], parts.singular_values[keep], parts.right[:, keep])
 
 
-def random_target(key: jax.Array, shape: tuple[int, int], singular_values: AnyArray, /) -> LowRank:
+def random_target(
+    key: jax.Array, shape: tuple[int, int], singular_values: AnyArray, /
+) -> LowRank:
     """Target of given singular values and independent Haar-random singular vectors.
 
     `O((d_out + d_in) r²)`: never forms the matrix.
@@ -83,7 +85,9 @@ def whiten(inputs: Real[AnyArray, "d_in n"], /) -> Float[Array, "d_in n"]:
     inputs = dense(as_matrix("inputs", inputs))
     left, sigma, right = jnp.linalg.svd(inputs, full_matrices=False)
     unit = max(inputs.shape) * jnp.finfo(sigma.dtype).eps
-    if len(inputs) > inputs.shape[1] or (not is_traced(sigma) and sigma[-1] <= unit * sigma[0]):
+    if len(inputs) > inputs.shape[1] or (
+        not is_traced(sigma) and sigma[-1] <= unit * sigma[0]
+    ):
         raise ValueError(
             f"inputs of shape {inputs.shape} span fewer than {len(inputs)} dimensions: "
             "project them onto their leading singular vectors first"
@@ -91,7 +95,9 @@ def whiten(inputs: Real[AnyArray, "d_in n"], /) -> Float[Array, "d_in n"]:
     return left @ right
 
 
-def regression_target(inputs: Real[AnyArray, "d_in n"], outputs: Real[AnyArray, "d_out n"], /) -> LowRank:
+def regression_target(
+    inputs: Real[AnyArray, "d_in n"], outputs: Real[AnyArray, "d_out n"], /
+) -> LowRank:
     """Target `Φ = Y Xᵀ` of the linear regression `½‖W X − Y‖_F²` on whitened inputs.
 
     With `X Xᵀ = I` that loss is `½‖W − Y Xᵀ‖_F²` plus a constant (docs/theory.md 3.6): everything known

@@ -39,7 +39,9 @@ class Ratings:
 
     def part(self, chosen: np.ndarray) -> "Ratings":
         """The chosen ratings, of the same users and items."""
-        return replace(self, users=self.users[chosen], items=self.items[chosen], values=self.values[chosen])
+        return replace(
+            self, users=self.users[chosen], items=self.items[chosen], values=self.values[chosen]
+        )
 
 
 def hold_out(ratings: Ratings, fraction: float, /, *, seed: int) -> tuple[Ratings, Ratings]:

@@ -208,7 +208,9 @@ def residual_problem(ratings: Ratings, effects: Effects, /) -> ObservedCompletio
     if np.ptp(ratings.values) == 0:
         raise ValueError(f"every rating to learn from is {ratings.values[0]:g}: nothing is left to learn")
     left = ratings.values - effects.predict(ratings.users, ratings.items)
-    return observed_completion(ratings.users, ratings.items, left.astype(np.float32), shape=ratings.shape)
+    return observed_completion(
+        ratings.users, ratings.items, left.astype(np.float32), shape=ratings.shape
+    )
 
 
 def model_of(ratings: Ratings, effects: Effects, weights: Weights | None = None, /) -> RatingModel:

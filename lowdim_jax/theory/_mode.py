@@ -165,8 +165,7 @@ def _arrive(mode, time, start, end):
 
     goal = jnp.minimum(clock(start) + time, jnp.finfo(start.dtype).max)
     guess = jnp.where(
-        up,
-        start_below(jnp.where(up, goal, 0) * pace, depth),
+        up, start_below(jnp.where(up, goal, 0) * pace, depth),
         start_above(jnp.where(up, 1, goal), target_down, depth),
     )
 

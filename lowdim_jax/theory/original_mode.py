@@ -160,13 +160,11 @@ def _deeper(times, target, scale, overlap, *, depth):
         x, y = jnp.exp(log_x), jnp.exp(log_y)
         turn = sum(x ** (depth - 1 - j) * y**j for j in range(depth)) / (x + y)
         inner, outer = jax.nn.sigmoid(-2 * tilt), jax.nn.sigmoid(2 * tilt)
-        return jnp.stack(
-            [
-                x ** (depth - 2) * (target * inner - x**depth),
-                -(y ** (depth - 2)) * (target * outer + y**depth),
-                -target * turn,
-            ]
-        )
+        return jnp.stack([
+            x ** (depth - 2) * (target * inner - x**depth),
+            -(y ** (depth - 2)) * (target * outer + y**depth),
+            -target * turn,
+        ])
 
     def settled(state):
         eps = jnp.finfo(times.dtype).eps

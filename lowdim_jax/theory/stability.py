@@ -37,7 +37,9 @@ def sharpness(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float
     return as_array(depth * top ** (2 - 2 / depth) * alpha ** min(1.0, 2 / depth))
 
 
-def training_sharpness(value: ArrayLike, target: ArrayLike, /, *, depth: int) -> Float[Array, "..."]:
+def training_sharpness(
+    value: ArrayLike, target: ArrayLike, /, *, depth: int
+) -> Float[Array, "..."]:
     """Sharpness while component 1 has singular value `value`, `L σ^{2−2/L} − (L−1)(σ* − σ) σ^{1−2/L}`.
 
     The top eigenvalue of a balanced mode's Hessian off its minimum (docs/theory.md 5.1), once the first
@@ -68,7 +70,9 @@ def training_sharpness(value: ArrayLike, target: ArrayLike, /, *, depth: int) ->
     return rank_one - (depth - 1) * (target - value) * value ** (1 - 2 / depth)
 
 
-def max_learning_rate(top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0) -> Float[Array, "..."]:
+def max_learning_rate(
+    top: ArrayLike, /, *, depth: int, alpha: ArrayLike = 1.0
+) -> Float[Array, "..."]:
     """Learning rate `2 / sharpness` below which the minimum attracts gradient descent.
 
     Examples

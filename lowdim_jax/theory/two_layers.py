@@ -93,8 +93,7 @@ def two_layer_flow(
     times, inner, outer, target = cast(t, inner, outer, target)
     matrices = inner.ndim == outer.ndim == target.ndim == 2
     if not matrices or (outer.shape, inner.shape) != (
-        (target.shape[0], inner.shape[0]),
-        (inner.shape[0], target.shape[1]),
+        (target.shape[0], inner.shape[0]), (inner.shape[0], target.shape[1])
     ):
         raise ValueError(
             f"inner, outer and target have shapes {inner.shape}, {outer.shape}, {target.shape}, "
@@ -206,7 +205,7 @@ def _factor(rates, start, time):
     # `A O = ratios · C`, O orthogonal: columns of [1; A O] are divided by what of C exceeds one.
     identity = jnp.diag(jnp.exp(-jnp.maximum(log_pivots, 0)))
     part = ratios * jnp.exp(jnp.minimum(log_pivots, 0))[None]
-    upright = jnp.linalg.qr(jnp.concatenate([identity, part]))[0][len(identity) :]
+    upright = jnp.linalg.qr(jnp.concatenate([identity, part]))[0][len(identity):]
     return _root_of_decay(rates, time)[:, None] * upright
 
 

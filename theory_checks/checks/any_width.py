@@ -35,14 +35,15 @@ CHAINS = {
     source="3.4, 3.5",
     controls={
         "Gaussian instead of orthogonal initialization": {
-            "init": "gaussian",
-            "chains": {"d_out < d_in": CHAINS["d_out < d_in"]},
+            "init": "gaussian", "chains": {"d_out < d_in": CHAINS["d_out < d_in"]},
         },
     },
     any_target=False,
     rests_on=("reference", "library"),
 )
-def rectangular_reduction(setting: Setting, /, *, init="orthogonal", chains: Mapping = CHAINS) -> Evidence:
+def rectangular_reduction(
+    setting: Setting, /, *, init="orthogonal", chains: Mapping = CHAINS
+) -> Evidence:
     rank, rate = 3, 0.05
     numbers = {"alpha": 1.5, "momentum": 0.5, "nesterov": True}
     sigma = jnp.linspace(2.0, 1.0, rank, dtype=setting.dtype)
@@ -59,9 +60,7 @@ def rectangular_reduction(setting: Setting, /, *, init="orthogonal", chains: Map
         gaps = []
         for seed in range(setting.seeds):
             full = followed(
-                np.asarray(target[seed], float),
-                [w[seed] for w in weights],
-                steps=STEPS,
+                np.asarray(target[seed], float), [w[seed] for w in weights], steps=STEPS,
                 rule={"rate": rate, "decay": DECAY} | numbers,
             )
             ends = [np.asarray(layer[seed : seed + 1], float) for layer in lifted]
@@ -149,15 +148,10 @@ def haar_overlap(setting: Setting, /, *, drawn_width=8) -> Evidence:
         "row": (np.sum(overlaps[..., 0, :] ** 2, axis=3), scipy.stats.beta(rank / 2, (d - rank) / 2)),
         "column": (np.sum(overlaps[..., 1] ** 2, axis=3), scipy.stats.beta(rank / 2, (d - rank) / 2)),
     }
-    distances = np.array(
-        [
-            [
-                [scipy.stats.kstest(sample, law.cdf).statistic * draws**0.5 for sample in ways]
-                for ways in samples
-            ]
-            for samples, law in laws.values()
-        ]
-    )  # laws × seeds × ways
+    distances = np.array([
+        [[scipy.stats.kstest(sample, law.cdf).statistic * draws**0.5 for sample in ways] for ways in samples]
+        for samples, law in laws.values()
+    ])  # laws × seeds × ways
     product = overlaps[..., 0, 0] * overlaps[..., 0, 1] * overlaps[..., 1, 0] * overlaps[..., 1, 1]
     expected = -1 / ((d - 1) * d * (d + 2))  # of two columns of independent frames (Collins and Śniady 2006)
     crossed = np.abs(product.mean(axis=2) - expected) / (product.std(axis=2) / draws**0.5)
@@ -265,10 +259,7 @@ def _half_time(setting: Setting, depth: int, scale: float, sigma: float, cosine:
     guess = float(modes.mode_time(0.3 * sigma, sigma, depth=depth, scale=scale))
     times = jnp.linspace(0.95 * guess, 1.6 * guess, 2000, dtype=setting.dtype)
     run = ld.gradient_flow(
-        reduction.problem.loss,
-        reduction.layers,
-        times,
-        solver="explicit",
+        reduction.problem.loss, reduction.layers, times, solver="explicit",
         rtol=setting.solver_tolerance(1e-9),
     )
     return float(spectra.crossing_time(run.times, -run.losses[:, None], -(sigma**2) / 4)[0])

@@ -137,12 +137,7 @@ def _growth(sigma, depth, rate, name, rng) -> Curve:
     steps = np.arange(0, STEPS + 1, 10)
     floor = 1e-30
     return Curve(
-        f"{name}: entries off the diagonal",
-        steps,
-        np.maximum(sizes[0], floor)[::10],
-        np.nan_to_num(np.maximum(sizes[1], floor)[::10], nan=1.0, posinf=1.0),
-        xlabel="step",
-        ylabel="size",
-        ylog=True,
-        labels=("exactly diagonal start", "perturbed by 1e-9"),
+        f"{name}: entries off the diagonal", steps, np.maximum(sizes[0], floor)[::10],
+        np.nan_to_num(np.maximum(sizes[1], floor)[::10], nan=1.0, posinf=1.0), xlabel="step",
+        ylabel="size", ylog=True, labels=("exactly diagonal start", "perturbed by 1e-9"),
     )

@@ -64,8 +64,7 @@ def closed_forms(setting: Setting, /, *, extra_depth=0, depths=DEPTHS) -> Eviden
     return evidence_of(
         pairs,
         tolerance=setting.rounding(300) if setting.dtype == "float32" else 1e-9,
-        reason="float32's rounding over a few hundred nodes"
-        if setting.dtype == "float32"
+        reason="float32's rounding over a few hundred nodes" if setting.dtype == "float32"
         else "SciPy's solver, which is asked for 1e-12 a step, near the target; the rest agrees to rounding",
         quantity="largest difference relative to the largest prediction",
     )
@@ -219,8 +218,7 @@ def stability_formulas(setting: Setting, /, *, extra_depth=0) -> Evidence:
     return evidence_of(
         pairs,
         tolerance=setting.rounding(300) if setting.dtype == "float32" else 1e-7,
-        reason="float32's rounding over some hundred nodes"
-        if setting.dtype == "float32"
+        reason="float32's rounding over some hundred nodes" if setting.dtype == "float32"
         else "central differences of singular values; all else agrees to rounding",
         quantity="largest difference relative to the largest prediction",
     )

@@ -42,9 +42,12 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
     predicted = [(d_out + d_in) * rank + (depth - 2) * rank**2 for depth in depths]
     target = jax.tree.map(lambda leaf: leaf[0], setting.targets)
     measured = [
-        ld.parameter_count(ld.compress(target, depth=depth, scale=1.0, rank=rank + extra)) for depth in depths
+        ld.parameter_count(ld.compress(target, depth=depth, scale=1.0, rank=rank + extra))
+        for depth in depths
     ]
-    planned = [_count(ld.compressed_widths(d_out, d_in, depth=depth, rank=rank + extra)) for depth in depths]
+    planned = [
+        _count(ld.compressed_widths(d_out, d_in, depth=depth, rank=rank + extra)) for depth in depths
+    ]
     full, narrow = _count(ld.full_widths(d_out, d_in, depth=3)), min(d_out, d_in)
     original = (d_out + d_in) * narrow + narrow**2
     apart = np.abs(np.subtract([measured, planned], predicted))
@@ -56,14 +59,8 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
         predicted={"L = 3": predicted[1], "original network, L = 3": original},
         measured={"L = 3": measured[1], "original network, L = 3": full},
         curves=(
-            Curve(
-                "parameters of the compressed network",
-                np.array(depths),
-                np.array(predicted),
-                np.array(measured),
-                xlabel="depth L",
-                ylabel="parameters",
-            ),
+            Curve("parameters of the compressed network", np.array(depths), np.array(predicted),
+                  np.array(measured), xlabel="depth L", ylabel="parameters"),
         ),
     )
 
@@ -80,12 +77,10 @@ def parameter_count(setting: Setting, /, *, extra=0) -> Evidence:
 def surrogate(setting: Setting, /, *, origin=0.0) -> Evidence:
     found = per_seed(_surrogates, setting, {"origin": origin}, rank=setting.rank)
     measured = jax.tree.map(lambda part: np.asarray(part, float), found)
-    errors = np.array(
-        [
-            _surrogate_gaps(setting, seed, jax.tree.map(lambda part, k=seed: part[k], measured))
-            for seed in range(setting.seeds)
-        ]
-    )
+    errors = np.array([
+        _surrogate_gaps(setting, seed, jax.tree.map(lambda part, k=seed: part[k], measured))
+        for seed in range(setting.seeds)
+    ])
     gap = float(setting.targets.singular_values[0, 0] / jnp.min(setting.targets.singular_values))
     names = ("factorization", "sensing", "completion", "outer factors")
     return Evidence(
@@ -141,8 +136,7 @@ def _surrogate_gaps(setting: Setting, seed: int, measured) -> list[float]:
     controls={
         "random orthonormal outer factors": {"start": "random", "cases": CASES[3:4]},
         "the target's right singular vectors in reversed order": {
-            "start": "reversed",
-            "cases": CASES[3:4],
+            "start": "reversed", "cases": CASES[3:4],
         },
     },
     rests_on=("reference", "library"),
@@ -163,8 +157,7 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
         # As many for every scale of a depth, so that they share a program.
         steps = max(
             steps_to_fit(setting, rate, depth=depth, scale=other, slack=1.3)
-            for same, other in CASES
-            if same == depth
+            for same, other in CASES if same == depth
         )
         longest = max(longest, steps)
         full = _trained(setting, per_seed(original, setting, {"scale": scale}, depth=depth), rate, steps)
@@ -177,16 +170,9 @@ def dominance(setting: Setting, /, *, start="spectral", cases=CASES) -> Evidence
         if scale < 0.5:
             every = max(1, steps // 300)
             curves.append(
-                Curve(
-                    f"L = {depth}, ε = {scale:g}",
-                    np.arange(0, steps + 1, every),
-                    small[0, ::every],
-                    full[0, ::every],
-                    xlabel="iteration",
-                    ylabel="relative recovery error",
-                    ylog=True,
-                    labels=("compressed", "original"),
-                )
+                Curve(f"L = {depth}, ε = {scale:g}", np.arange(0, steps + 1, every), small[0, ::every],
+                      full[0, ::every], xlabel="iteration", ylabel="relative recovery error", ylog=True,
+                      labels=("compressed", "original"))
             )
     errors = np.max(np.asarray(errors), axis=0)
     return Evidence(

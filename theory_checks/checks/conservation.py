@@ -53,11 +53,7 @@ def _drifts(targets, weights, times, alpha, rates, rtol):
     def follow(seed):
         target, weights = seed
         run = ld.gradient_flow(
-            ld.factorization(target.dense()).loss,
-            weights,
-            times,
-            alpha=alpha,
-            rtol=rtol,
+            ld.factorization(target.dense()).loss, weights, times, alpha=alpha, rtol=rtol,
             observe=Partial(_drift, _balances(weights, rates), rates),
         )
         return run.observed
@@ -94,13 +90,8 @@ def balancedness(
         measured = np.asarray(drifts / size)
         errors.append(np.max(measured, axis=(1, 2)))
         curves.append(
-            Curve(
-                f"drift of balance, L = {depth}, α = {alpha:g}",
-                np.asarray(times),
-                np.zeros_like(measured[0]),
-                measured[0],
-                ylabel="drift / σ*_1^{2/L}",
-            )
+            Curve(f"drift of balance, L = {depth}, α = {alpha:g}", np.asarray(times),
+                  np.zeros_like(measured[0]), measured[0], ylabel="drift / σ*_1^{2/L}")
         )
     errors = np.max(np.asarray(errors), axis=0)
     return Evidence(
@@ -141,13 +132,8 @@ def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
         predicted={"difference": 0},
         measured={"difference": errors},
         curves=(
-            Curve(
-                "x_1² − x_j² of the top component, from the step before",
-                np.arange(1, steps + 1),
-                predicted[0, :, 0, 0, 1:],
-                measured[0, 1:, 0, 0, 1:],
-                xlabel="step",
-            ),
+            Curve("x_1² − x_j² of the top component, from the step before", np.arange(1, steps + 1),
+                  predicted[0, :, 0, 0, 1:], measured[0, 1:, 0, 0, 1:], xlabel="step"),
         ),
     )
 
@@ -159,14 +145,11 @@ def _factors(target, key, *, rate, momentum, rank, steps):
     rule = ld.GradientDescent(rate, momentum=momentum)
     run = ld.gradient_descent(ld.factorization(target), weights, rule, steps=steps, observe=keep)
     first, middle, last = run.observed
-    return jnp.stack(
-        [
-            jnp.einsum("tri,ir->tr", first, target.right),
-            jnp.einsum("trr->tr", middle),
-            jnp.einsum("tir,ir->tr", last, target.left),
-        ],
-        axis=-1,
-    )
+    return jnp.stack([
+        jnp.einsum("tri,ir->tr", first, target.right),
+        jnp.einsum("trr->tr", middle),
+        jnp.einsum("tir,ir->tr", last, target.left),
+    ], axis=-1)
 
 
 @check(
@@ -205,13 +188,8 @@ def singular_value_rate(setting: Setting, /, *, first_layer=1.0) -> Evidence:
         predicted={"largest rate, seed 0": size[0]},
         measured={"largest rate, seed 0": float(np.max(np.abs(measured[0])))},
         curves=(
-            Curve(
-                "rate of change of the leading singular values",
-                middles,
-                predicted[0],
-                measured[0],
-                ylabel="dσ/dt",
-            ),
+            Curve("rate of change of the leading singular values", middles, predicted[0],
+                  measured[0], ylabel="dσ/dt"),
         ),
     )
 
@@ -270,16 +248,8 @@ def descent_to_flow(setting: Setting, /, *, momentum=0.0) -> Evidence:
         predicted={"slope": 1.0, "distances, seed 0": predicted[0]},
         measured={"slope": slopes, "distances, seed 0": measured[0]},
         curves=(
-            Curve(
-                "distance from the flow",
-                rates,
-                predicted[0],
-                measured[0],
-                xlabel="learning rate η",
-                ylabel="‖W − W_flow‖_F / σ*_1",
-                xlog=True,
-                ylog=True,
-            ),
+            Curve("distance from the flow", rates, predicted[0], measured[0], xlabel="learning rate η",
+                  ylabel="‖W − W_flow‖_F / σ*_1", xlog=True, ylog=True),
         ),
     )
 

@@ -44,8 +44,7 @@ def derivatives(setting: Setting, /, *, extra_depth=0) -> Evidence:
     return evidence_of(
         pairs,
         tolerance=setting.rounding(300) if single else 2e-7,
-        reason="float32's rounding over a few hundred operations"
-        if single
+        reason="float32's rounding over a few hundred operations" if single
         else "both solvers' error per step, and differences of loops in float64; all else agrees to 1e-9",
         quantity="largest difference relative to the largest derivative predicted",
     )

@@ -86,9 +86,8 @@ def _formulas() -> Calls:
     yield "bulk, ε < 0", lambda: theory.bulk_descent(-0.5, **bulk)
     for off in (1.0, 1.01):
         layers = (np.eye(3), np.diag([1.0, off, 1.0 + off]))
-        yield (
-            f"two layers off balance by {off}",
-            lambda layers=layers: theory.two_layer_flow(1.0, *layers, np.eye(3)),
+        yield f"two layers off balance by {off}", lambda layers=layers: theory.two_layer_flow(
+            1.0, *layers, np.eye(3)
         )
     parts = linalg.svd(jnp.eye(3))
     known: dict[str, Any]
@@ -136,9 +135,8 @@ def _matrices() -> Calls:
     yield "a core that is a matrix", lambda: ld.low_rank(tall, jnp.eye(2), tall)
     yield "more components than rows", lambda: ld.low_rank(tall.T, jnp.ones(3), tall.T)
     for name, values in {"negative": -ones, "ascending": jnp.asarray([1.0, 2.0])}.items():
-        yield (
-            f"values by hand: {name}",
-            lambda values=values: spectra.modes((eye,), linalg.LowRank(eye[:, :2], values, eye[:, :2])),
+        yield f"values by hand: {name}", lambda values=values: spectra.modes(
+            (eye,), linalg.LowRank(eye[:, :2], values, eye[:, :2])
         )
     yield "columns by hand", lambda: spectra.modes((eye,), linalg.LowRank(tall, ones, tall))
     yield "a core of NaN", lambda: ld.low_rank(tall, ones * np.nan, tall)
@@ -215,9 +213,8 @@ def _solvers(setting: Setting) -> Calls:
     for clock in ([], [1.0, 0.5], [-1.0, 1.0], [0.0, np.inf], [[1.0]], [0.0]):
         yield f"flow at {clock}", lambda clock=clock: gradient_flow(problem, weights, jnp.asarray(clock))
     for options in ({"rtol": 0.0}, {"rtol": 1.0}, {"solver": "euler"}, {"max_steps": 0}):
-        yield (
-            f"flow, {options}",
-            lambda options=options: gradient_flow(problem, weights, jnp.asarray([1.0]), **options),
+        yield f"flow, {options}", lambda options=options: gradient_flow(
+            problem, weights, jnp.asarray([1.0]), **options
         )
     stacked = (eye[None], eye[None])
     for options in ({"steps": 0}, {"steps": 1, "lanes": 0}, {"steps": 1, "check_every": 0}):
@@ -265,19 +262,15 @@ def _borders(setting: Setting) -> Calls:
     yield "all observed", lambda: ld.completion(eye, np.ones((3, 3)))
     yield "one observed", lambda: ld.completion(eye, np.eye(3) * np.array([1, 0, 0]))
     yield "one entry", lambda: ld.observed_completion(np.array([0]), np.array([0]), np.ones(1))
-    yield (
-        "the last row and column",
-        lambda: ld.observed_completion(np.array([2]), np.array([3]), np.ones(1), shape=(3, 4)),
+    yield "the last row and column", lambda: ld.observed_completion(
+        np.array([2]), np.array([3]), np.ones(1), shape=(3, 4)
     )
     yield "a target of one component", lambda: ld.factorization(eye * np.array([1, 0, 0], setting.dtype))
     key, half = jax.random.key(0), {"scale": 0.5, "dtype": setting.dtype}
     low = linalg.svd(jnp.diag(jnp.asarray([2.0, 1.0, 0.5], setting.dtype))).truncate(1)
     yield "reduction of orthogonal layers", lambda: ld.reduce(ld.orthogonal(key, (3, 3), **half), low)
-    yield (
-        "reduction of any outer layers",
-        lambda: ld.reduce(
-            (ld.gaussian(key, (3, 6), **half)[0], *ld.orthogonal(key, (6, 6, 2), **half)), _sum_of_squares
-        ),
+    yield "reduction of any outer layers", lambda: ld.reduce(
+        (ld.gaussian(key, (3, 6), **half)[0], *ld.orthogonal(key, (6, 6, 2), **half)), _sum_of_squares
     )
     small, turned = 1e-3 * eye, 1e-3 * eye[::-1]
     yield "two layers of one small scale", lambda: theory.two_layer_flow(1.0, small, turned, eye)

@@ -44,16 +44,8 @@ def componentwise_dominance(setting: Setting, /, *, stretch=1.0, depths=(2, 3, 4
         measured[name] = excess
         if inexact:
             measured[f"by half the time step it changes by, L = {depth}"] = inexact
-        curves.append(
-            Curve(
-                f"L = {depth}: the worst start found",
-                times,
-                modes,
-                curve,
-                ylabel="singular value",
-                labels=("compressed", "original"),
-            )
-        )
+        curves.append(Curve(f"L = {depth}: the worst start found", times, modes, curve,
+                            ylabel="singular value", labels=("compressed", "original")))
     return Evidence(
         errors=np.array([max(errors)]),
         tolerance=max(1e-6, setting.rounding(20)),

@@ -145,15 +145,8 @@ def _of_fits(setting: Setting) -> dict[str, Any]:
     rate = 0.4 * 2 / (2 * SIGMA[0] * 2.0)  # 0.4 of the edge at L = 2, α = 2
     runs = [
         ld.fit(
-            _problem(setting, noisy=False, size=size),
-            depth=2,
-            rank=2,
-            alpha=2.0,
-            finish=False,
-            steps=40,
-            check_every=20,
-            scale=0.1 * size**0.5,
-            learning_rate=rate / size,
+            _problem(setting, noisy=False, size=size), depth=2, rank=2, alpha=2.0, finish=False, steps=40,
+            check_every=20, scale=0.1 * size**0.5, learning_rate=rate / size,
         )
         for size in (1.0, 2.0**-30)
     ]
@@ -162,7 +155,9 @@ def _of_fits(setting: Setting) -> dict[str, Any]:
         ld.end_to_end(runs[0].weights), ld.end_to_end(runs[1].weights) * 2.0**30
     )  # fmt: skip
     exact = networks.completion(data["target"], data["mask"])
-    start = networks.spectral_start(np.where(data["mask"], data["target"], 0), rank=2, depth=2, scale=0.1)
+    start = networks.spectral_start(
+        np.where(data["mask"], data["target"], 0), rank=2, depth=2, scale=0.1
+    )
     history = networks.descent(exact, start, rate=rate, alpha=2.0, steps=40)
     pairs["given settings: matrix"] = networks.product(history[-1]), ld.end_to_end(runs[0].weights)
     coarse = ld.fit(_problem(setting, noisy=False), tolerance=0.5, learning_rate=0.02, check_every=1)

@@ -80,32 +80,18 @@ def fit_times_compressed(setting: Setting, /, *, start="spectral") -> Evidence:
         predicted={"t_i, seed 0": predicted[0]},
         measured={"t_i, seed 0": measured[0]},
         curves=(
-            Curve(
-                "compressed network, leading singular values",
-                times,
-                np.transpose([modes.mode_values(times.tolist(), s, **law) for s in sigma[0]]),
-                values[0],
-                ylabel="singular value",
-            ),
-            Curve(
-                "fit times",
-                np.arange(1, setting.rank + 1),
-                predicted[0],
-                measured[0],
-                xlabel="component i",
-                ylabel="t_i",
-            ),
+            Curve("compressed network, leading singular values", times,
+                  np.transpose([modes.mode_values(times.tolist(), s, **law) for s in sigma[0]]), values[0],
+                  ylabel="singular value"),
+            Curve("fit times", np.arange(1, setting.rank + 1), predicted[0], measured[0],
+                  xlabel="component i", ylabel="t_i"),
         ),
     )
 
 
 def _fit_compressed(target, weights, *, rate, steps, every):
     run = ld.gradient_descent(
-        ld.factorization(target).loss,
-        weights,
-        ld.GradientDescent(rate),
-        steps=steps,
-        record_every=every,
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate), steps=steps, record_every=every,
         observe=observe_alignment(target),
     )
     return _fit_times(run, target, rate), run.observed.singular_values
@@ -140,10 +126,7 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal", shift=0) -> Ev
     sigma = np.asarray(setting.targets.singular_values)
     times = rate * every * np.arange(values.shape[1])
     mode = theory.original_mode(
-        jnp.asarray(times, setting.dtype)[:, None, None],
-        sigma[None],
-        depth=DEPTH,
-        scale=SCALE,
+        jnp.asarray(times, setting.dtype)[:, None, None], sigma[None], depth=DEPTH, scale=SCALE,
         overlap=np.clip(overlaps, -1, 1)[None],
     )
     leading, aligned = np.asarray(mode.leading), np.asarray(mode.alignment)
@@ -161,13 +144,8 @@ def fit_times_original(setting: Setting, /, *, init="orthogonal", shift=0) -> Ev
         predicted={"t_i, seed 0": predicted[0]},
         measured={"t_i, seed 0": measured[0], "t_i of every seed, over predicted": ratios},
         curves=(
-            Curve(
-                "original network, leading singular values",
-                times,
-                leading[:, 0],
-                values[0],
-                ylabel="singular value",
-            ),
+            Curve("original network, leading singular values", times, leading[:, 0], values[0],
+                  ylabel="singular value"),
         ),
     )
 
@@ -194,12 +172,8 @@ def _left_by_earlier(overlap):
 def _fit_original(target, weights, *, rate, steps, every):
     """Fit times, leading singular values, and the overlaps `U*ᵀ R_L V*` of the start."""
     run = ld.gradient_descent(
-        ld.factorization(target.dense()).loss,
-        weights,
-        ld.GradientDescent(rate),
-        steps=steps,
-        record_every=every,
-        observe=observe_alignment(target),
+        ld.factorization(target.dense()).loss, weights, ld.GradientDescent(rate), steps=steps,
+        record_every=every, observe=observe_alignment(target),
     )
     overlaps = target.left.T @ ld.end_to_end(weights) @ target.right / SCALE**DEPTH
     return _fit_times(run, target, rate), run.observed.singular_values, overlaps
@@ -223,12 +197,7 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
     scale = relative_scale * float(jnp.min(sigma)) ** (1 / DEPTH) if relative_scale else SCALE / 2
     numbers = {"rate": rate, "scale": scale}
     runs = per_seed(
-        _train_both,
-        setting,
-        numbers,
-        targets=targets,
-        rank=setting.compressed_rank,
-        steps=steps,
+        _train_both, setting, numbers, targets=targets, rank=setting.compressed_rank, steps=steps,
         every=every,
     )
 
@@ -245,7 +214,8 @@ def incremental_fitting(setting: Setting, /, *, relative_scale=0.0) -> Evidence:
         level = np.broadcast_to(plateaus[0], (len(times), len(plateaus[0])))
         shown = np.broadcast_to(losses[0, :, None], level.shape)
         curves.append(
-            Curve(f"{name} network, loss and its predicted plateaus", times, level, shown, ylabel="loss")
+            Curve(f"{name} network, loss and its predicted plateaus", times, level, shown,
+                  ylabel="loss")
         )
     return Evidence(
         errors=np.max(np.asarray(errors), axis=0),

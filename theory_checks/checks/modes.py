@@ -53,8 +53,7 @@ def scalar_map(setting: Setting, /, *, start="spectral", extra_depth=0, cases=MA
         # As many steps for every α of a depth, so that they share a program.
         counts = [
             steps_to_fit(setting, _half_edge(setting, depth, a), depth=depth, scale=scale, alpha=a)
-            for same, a in MAPS
-            if same == depth
+            for same, a in MAPS if same == depth
         ]
         every = max(1, max(counts) // 60)
         steps = max(counts) // every * every
@@ -73,9 +72,8 @@ def scalar_map(setting: Setting, /, *, start="spectral", extra_depth=0, cases=MA
         errors.append([error for error, _, _ in found])
         title = f"L = {depth}" if alpha == 1 else f"L = {depth}, α = {alpha:g}"
         curves.append(
-            Curve(
-                title, np.arange(0, steps + 1, every), *found[0][1:], xlabel="step", ylabel="singular value"
-            )
+            Curve(title, np.arange(0, steps + 1, every), *found[0][1:], xlabel="step",
+                  ylabel="singular value")
         )
     errors = np.max(errors, axis=0)
     return Evidence(
@@ -135,7 +133,9 @@ def _against_maps(setting: Setting, seed: int, history, every: int, depth: int, 
     },
     rests_on=("reference", "library"),
 )
-def mode_trajectories(setting: Setting, /, *, first_layer=1.0, start="spectral", cases=RISES) -> Evidence:
+def mode_trajectories(
+    setting: Setting, /, *, first_layer=1.0, start="spectral", cases=RISES
+) -> Evidence:
     errors, curves = [], []
     top = float(jnp.max(setting.targets.singular_values))
     for depth, falling in cases:
@@ -143,14 +143,8 @@ def mode_trajectories(setting: Setting, /, *, first_layer=1.0, start="spectral",
         end = 1.1 * last_fit(setting, depth=depth, scale=scale)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
 
-        weights = per_seed(
-            _start,
-            setting,
-            {"scale": scale, "first_layer": first_layer},
-            depth=depth,
-            rank=setting.compressed_rank,
-            start=start,
-        )
+        weights = per_seed(_start, setting, {"scale": scale, "first_layer": first_layer}, depth=depth,
+                           rank=setting.compressed_rank, start=start)
         error, curve = _against_mode_law(
             setting, weights, times, depth=depth, scale=scale, title=", from above" if falling else ""
         )
@@ -169,13 +163,16 @@ def _start(target, key, *, scale, first_layer, depth, rank, start):
     return (first_layer * weights[0], *weights[1:])
 
 
-def _against_mode_law(setting: Setting, weights, times, *, depth, scale, alpha=1.0, trained=None, title=""):
+def _against_mode_law(setting: Setting, weights, times, *, depth, scale, alpha=1.0, trained=None,
+                      title=""):
     """Worst distance of trained singular values from the mode law, one a seed, and a curve of both.
 
     `trained` is the outer learning rate of the training, `alpha` itself unless a control says otherwise.
     """
     rate = alpha if trained is None else trained
-    measured = modes_under_flow(setting.targets, weights, times, rate, setting.solver_tolerance(RTOL))
+    measured = modes_under_flow(
+        setting.targets, weights, times, rate, setting.solver_tolerance(RTOL)
+    )
     sigma = np.asarray(setting.targets.singular_values, float)
     clock = tuple(np.asarray(times, float).tolist())
     law = {"depth": depth, "scale": scale, "alpha": alpha}
@@ -218,18 +215,11 @@ def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
         for scale in scales
     ]
     times = np.stack(runs, axis=1)  # seeds × scales × components
-    predicted = np.array(
-        [
-            [
-                [
-                    float(modes.leading_fit_time(float(s), depth=depth, scale=scale, tolerance=0.5))
-                    for s in row
-                ]
-                for scale in scales
-            ]
-            for row in np.asarray(setting.targets.singular_values)
-        ]
-    )
+    predicted = np.array([
+        [[float(modes.leading_fit_time(float(s), depth=depth, scale=scale, tolerance=0.5)) for s in row]
+         for scale in scales]
+        for row in np.asarray(setting.targets.singular_values)
+    ])
     ratios = times / predicted
     errors = np.max(np.abs(ratios - 1), axis=(1, 2))
     next_order = 3 * SMALL_SCALES[-1] / float(jnp.min(setting.targets.singular_values)) ** (1 / depth)
@@ -242,14 +232,10 @@ def small_scale_law(setting: Setting, /, *, scales=SMALL_SCALES) -> Evidence:
         measured={"(L−2) ε^{L−2} σ*_i t_i, seed 0, smallest ε": ratios[0, 0]},
         curves=(
             Curve(
-                "time to half height of each component",
-                np.asarray(scales),
+                "time to half height of each component", np.asarray(scales),
                 predicted[0],
                 times[0],
-                xlabel="initialization scale ε",
-                ylabel="flow time",
-                xlog=True,
-                ylog=True,
+                xlabel="initialization scale ε", ylabel="flow time", xlog=True, ylog=True,
             ),
         ),
     )
@@ -283,7 +269,9 @@ def discrepant_modes(
         scale = SCALE * SLOWER.get(depth, 1)
         end = 1.1 * last_fit(setting, depth=depth, scale=scale, alpha=alpha)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
-        weights = per_seed(compressed, setting, {"scale": scale}, depth=depth, rank=setting.compressed_rank)
+        weights = per_seed(
+            compressed, setting, {"scale": scale}, depth=depth, rank=setting.compressed_rank
+        )
         error, curve = _against_mode_law(
             setting, weights, times, depth=depth, scale=scale, alpha=alpha, trained=trained_alpha
         )

@@ -109,15 +109,8 @@ def accuracy(setting: Setting, /, *, rank=2 * CLASSES) -> Evidence:
         measured={"difference": final["deep"] - final["compressed"]}
         | {f"accuracy, {name}": value for name, value in final.items()},
         curves=(
-            Curve(
-                "first seed",
-                np.arange(0, STEPS + 1, EVERY),
-                small[0],
-                deep[0],
-                xlabel="iteration",
-                ylabel="test accuracy",
-                labels=("compressed", "deep linear"),
-            ),
+            Curve("first seed", np.arange(0, STEPS + 1, EVERY), small[0], deep[0], xlabel="iteration",
+                  ylabel="test accuracy", labels=("compressed", "deep linear")),
         ),
     )
 

@@ -38,14 +38,13 @@ def original_mode(setting: Setting, /, *, overlap_factor=1.0, stretch=1.0, cases
         overlap = float(left @ networks.product(rotations) @ right)
         layers = [scale * rotation for rotation in rotations]
         layers[0], layers[1] = stretch * layers[0], layers[1] / stretch
-        run = networks.flow(networks.factorization(SIGMA * np.outer(left, right)), layers, TIMES.tolist())
+        run = networks.flow(
+            networks.factorization(SIGMA * np.outer(left, right)), layers, TIMES.tolist()
+        )
         products = [networks.product(weights) for weights in run]
         parts = [np.linalg.svd(product) for product in products]
         mode = theory.original_mode(
-            np.asarray(TIMES, setting.dtype),
-            SIGMA,
-            depth=depth,
-            scale=scale,
+            np.asarray(TIMES, setting.dtype), SIGMA, depth=depth, scale=scale,
             overlap=overlap_factor * overlap,
         )
         measured = (
@@ -56,23 +55,15 @@ def original_mode(setting: Setting, /, *, overlap_factor=1.0, stretch=1.0, cases
         named = zip(("u*ᵀWv*", "largest", "smallest"), mode[:3], measured, strict=True)
         pairs |= {f"{name}, L = {depth}": (value, np.array(found)) for name, value, found in named}
         pairs[f"alignment, L = {depth}"] = (  # at the start every direction is a singular vector
-            mode.alignment[1:],
-            np.array([abs(u[:, 0] @ left) for u, _, _ in parts[1:]]),
+            mode.alignment[1:], np.array([abs(u[:, 0] @ left) for u, _, _ in parts[1:]])
         )
-        curves.append(
-            Curve(
-                f"L = {depth}, c = {overlap:.2f}: u*ᵀWv* and the largest singular value",
-                TIMES,
-                np.stack(mode[:2], axis=1),
-                np.stack(measured[:2], axis=1),
-                ylabel="singular value",
-            )
-        )
+        curves.append(Curve(f"L = {depth}, c = {overlap:.2f}: u*ᵀWv* and the largest singular value", TIMES,
+                            np.stack(mode[:2], axis=1), np.stack(measured[:2], axis=1),
+                            ylabel="singular value"))
     found = evidence_of(
         pairs,
         tolerance=1e-9 if setting.dtype == "float64" else setting.rounding(100),
-        reason="SciPy's solver, which is asked for 1e-12 a step"
-        if setting.dtype == "float64"
+        reason="SciPy's solver, which is asked for 1e-12 a step" if setting.dtype == "float64"
         else "float32's rounding over some hundred steps",
         quantity="largest difference relative to the largest value",
     )
@@ -127,13 +118,11 @@ def _waits(overlaps):
     def velocity(z):
         first, second, third = z
         rest = target - third @ second @ first
-        return np.array(
-            [
-                (third @ second).transpose(0, 2, 1) @ rest,
-                third.transpose(0, 2, 1) @ rest @ first.transpose(0, 2, 1),
-                rest @ (second @ first).transpose(0, 2, 1),
-            ]
-        )
+        return np.array([
+            (third @ second).transpose(0, 2, 1) @ rest,
+            third.transpose(0, 2, 1) @ rest @ first.transpose(0, 2, 1),
+            rest @ (second @ first).transpose(0, 2, 1),
+        ])
 
     h = 2 * guess / STEPS
     along = []

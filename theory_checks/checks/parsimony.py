@@ -88,13 +88,14 @@ def layer_gaps(full: Sequence[np.ndarray], lifted: Sequence[np.ndarray]) -> np.n
     controls={
         "Adam, which does not rotate with the weights": {"optimizers": ("Adam",)},
         "Gaussian instead of orthogonal initialization": {
-            "init": "gaussian",
-            "optimizers": ("gradient descent",),
+            "init": "gaussian", "optimizers": ("gradient descent",),
         },
     },
     rests_on=("library", "reference"),
 )
-def lossless_reduction(setting: Setting, /, *, init="orthogonal", optimizers=tuple(OPTIMIZERS)) -> Evidence:
+def lossless_reduction(
+    setting: Setting, /, *, init="orthogonal", optimizers=tuple(OPTIMIZERS)
+) -> Evidence:
     """The full network is trained in NumPy, so that both sides have nothing but its start in common."""
     if max(setting.shape) == 1:
         raise NotApplicable("a network of scalars has no smaller one")
@@ -115,17 +116,11 @@ def lossless_reduction(setting: Setting, /, *, init="orthogonal", optimizers=tup
             products = [reference.product(net) for net in zip(*full, strict=True)]
             exact = np.array([np.sum((w - target) ** 2) / 2 for w in products])
             sigma = np.linalg.svd(products[-1], compute_uv=False)
-            worst.append(
-                [
-                    np.max(gaps),
-                    np.max(np.abs(losses[seed] - exact)) / exact[0],
-                    max(
-                        np.max(np.abs(np.sort(spectrum[seed]) - np.sort(sigma))),
-                        _off_diagonal(left[seed].T @ products[-1] @ right[seed], spectrum[seed]),
-                    )
-                    / sigma[0],
-                ]
-            )
+            worst.append([
+                np.max(gaps), np.max(np.abs(losses[seed] - exact)) / exact[0],
+                max(np.max(np.abs(np.sort(spectrum[seed]) - np.sort(sigma))),
+                    _off_diagonal(left[seed].T @ products[-1] @ right[seed], spectrum[seed])) / sigma[0],
+            ])
             if seed == 0:
                 lines.append(np.max(gaps, axis=0))
         by_optimizer[name] = np.array(worst)
@@ -140,20 +135,13 @@ def lossless_reduction(setting: Setting, /, *, init="orthogonal", optimizers=tup
         predicted={"difference": 0},
         measured={
             f"{name}: {what}": float(np.max(error[:, k]))
-            for name, error in by_optimizer.items()
-            for k, what in enumerate(("layers", "loss", "spectrum"))
+            for name, error in by_optimizer.items() for k, what in enumerate(("layers", "loss", "spectrum"))
         },
         curves=(
-            Curve(
-                "largest difference of a layer, one line an optimizer",
-                every,
-                np.full((len(every), len(lines)), setting.eps),
-                np.maximum(np.transpose(lines), setting.eps / 10),
-                xlabel="step",
-                ylabel="relative difference",
-                ylog=True,
-                labels=("rounding unit", "measured"),
-            ),
+            Curve("largest difference of a layer, one line an optimizer", every,
+                  np.full((len(every), len(lines)), setting.eps),
+                  np.maximum(np.transpose(lines), setting.eps / 10), xlabel="step",
+                  ylabel="relative difference", ylog=True, labels=("rounding unit", "measured")),
         ),
     )
 
@@ -224,14 +212,9 @@ def block_structure(setting: Setting, /, *, init="orthogonal", decay=0.05, alpha
         close = np.sum(distance < setting.rounding(STEPS) * SCALE, axis=-1)
         counts[f"fewest of the bulk over layers and steps, {name}"] = int(np.min(close))
         curves.append(
-            Curve(
-                f"singular values of layer {NUMBER}, and ρ(t), {name}",
-                every,
-                np.repeat(rho[:, NUMBER - 1, None], d, axis=1),
-                singular[0, :, NUMBER - 1],
-                xlabel="step",
-                ylabel="singular value",
-            )
+            Curve(f"singular values of layer {NUMBER}, and ρ(t), {name}", every,
+                  np.repeat(rho[:, NUMBER - 1, None], d, axis=1), singular[0, :, NUMBER - 1], xlabel="step",
+                  ylabel="singular value")
         )
     return Evidence(
         errors=np.max(errors, axis=0),
@@ -279,24 +262,14 @@ def low_rank_updates(setting: Setting, /, *, init="orthogonal") -> Evidence:
         reason=f"rounding of {steps} steps",
         quantity="largest difference of a singular value of W_l(t) − W_l(0), relative to the first; 2r of "
         "them predicted by NumPy, the others by ρ_l(t)",
-        predicted={
-            f"the others, layer {NUMBER}": rest[NUMBER - 1],
-            f"the first of layer {NUMBER}, seed 0": predicted[0, NUMBER - 1, :3],
-        },
-        measured={
-            f"the others, layer {NUMBER}": measured[0, NUMBER - 1, m:].max(),
-            f"the first of layer {NUMBER}, seed 0": measured[0, NUMBER - 1, :3],
-        },
+        predicted={f"the others, layer {NUMBER}": rest[NUMBER - 1], f"the first of layer {NUMBER}, seed 0":
+                   predicted[0, NUMBER - 1, :3]},
+        measured={f"the others, layer {NUMBER}": measured[0, NUMBER - 1, m:].max(),
+                  f"the first of layer {NUMBER}, seed 0": measured[0, NUMBER - 1, :3]},
         curves=(
-            Curve(
-                f"singular values of the update of layer {NUMBER}",
-                index,
-                np.maximum(predicted[0, NUMBER - 1], floor),
-                np.maximum(measured[0, NUMBER - 1], floor),
-                xlabel="index",
-                ylabel="singular value",
-                ylog=True,
-            ),
+            Curve(f"singular values of the update of layer {NUMBER}", index,
+                  np.maximum(predicted[0, NUMBER - 1], floor), np.maximum(measured[0, NUMBER - 1], floor),
+                  xlabel="index", ylabel="singular value", ylog=True),
         ),
     )
 
@@ -333,13 +306,11 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
     found = [jax.tree.map(np.asarray, train(key)) for key in setting.keys]
     for (measured, losses), (predicted, small_losses) in found:
         sides = zip(measured[1:], predicted[1:], strict=True)
-        gaps.append(
-            {
-                "singular values": np.max(np.abs(measured[0] - predicted[0])) / float(sigma[0]),
-                "loss": np.max(np.abs(losses - small_losses)) / small_losses[0],
-                "alignment at the end": max(np.max(np.abs(a[-1] - b[-1])) for a, b in sides),
-            }
-        )
+        gaps.append({
+            "singular values": np.max(np.abs(measured[0] - predicted[0])) / float(sigma[0]),
+            "loss": np.max(np.abs(losses - small_losses)) / small_losses[0],
+            "alignment at the end": max(np.max(np.abs(a[-1] - b[-1])) for a, b in sides),
+        })
     every = np.arange(0, steps + 1, EVERY)
     (measured, losses), (predicted, small_losses) = found[-1]
     return Evidence(
@@ -352,14 +323,8 @@ def prediction_against_device(setting: Setting, /, *, init="orthogonal") -> Evid
         measured={name: max(gap[name] for gap in gaps) for name in gaps[0]}
         | {"σ at the end": measured[0][-1]},
         curves=(
-            Curve(
-                f"leading singular values, d = {d}",
-                every,
-                predicted[0],
-                measured[0],
-                xlabel="step",
-                ylabel="singular value",
-            ),
+            Curve(f"leading singular values, d = {d}", every, predicted[0], measured[0], xlabel="step",
+                  ylabel="singular value"),
             Curve(f"loss, d = {d}", every, small_losses, losses, xlabel="step", ylabel="loss", ylog=True),
         ),
     )

@@ -62,7 +62,6 @@ def small_start(setting: Setting, /, *, by_svd=False) -> Evidence:
 def matmul_precision(setting: Setting, /, *, bits=None) -> Evidence:
     if max(setting.shape) == 1:
         raise NotApplicable("layers of one orthogonal entry are 1 or −1 in any precision")
-
     def gradient(target, key):
         weights, dense = original(target, key, depth=DEPTH, scale=1.0), target.dense()
 

@@ -158,7 +158,6 @@ def _surrogate_sines(_, key, *, data, dtype):
         target = ld.random_target(jax.random.fold_in(key, d), (d, d), sigma)
         seen = target, ld.random_target(key, target.shape, sigma)
         for size in sizes:
-
             def squares(key, kind=kind, target=target, seen=seen, size=size):
                 matrices = [problem.surrogate_matrix() for problem in _problems(kind, seen, key, size)]
                 leading = jnp.linalg.svd(jnp.stack(matrices))[0][..., : len(sigma)]
@@ -191,16 +190,8 @@ def recovery_dominance(setting: Setting, /, *, random=False) -> Evidence:
         above = full > RECOVERED
         share[name] = float(np.mean(small[above] <= full[above]))
         curves.append(
-            Curve(
-                name,
-                every * np.arange(small.shape[1]),
-                small[0],
-                full[0],
-                xlabel="iteration",
-                ylabel="relative recovery error",
-                ylog=True,
-                labels=("compressed", "original"),
-            )
+            Curve(name, every * np.arange(small.shape[1]), small[0], full[0], xlabel="iteration",
+                  ylabel="relative recovery error", ylog=True, labels=("compressed", "original"))
         )
     return Evidence(
         errors=np.max(worst, axis=0),
@@ -255,7 +246,9 @@ def _errors_of_three(target, key, *, name, size, rank, every):
     any_target=False,
     rests_on=("theorem", "library"),
 )
-def completion_recovery(setting: Setting, /, *, alphas=(1.0, 5.0), depth=3, start=START) -> Evidence:
+def completion_recovery(
+    setting: Setting, /, *, alphas=(1.0, 5.0), depth=3, start=START
+) -> Evidence:
     errors = np.stack(
         [
             _completion_errors(setting, alpha=alpha, start=start, depth=depth, rank=setting.compressed_rank)

@@ -114,15 +114,9 @@ def feature_compression(setting: Setting, /, *, scale=0.1) -> Evidence:
         predicted={"factor": factor},
         measured={"factors, seed 0": np.exp(np.diff(np.log(lines[0])))},
         curves=(
-            Curve(
-                "within-class over between-class spread",
-                layers,
-                np.repeat((lines[0][0] * factor**layers)[:, None], len(lines), axis=1),
-                np.transpose(lines),
-                xlabel="layer",
-                ylabel="D",
-                ylog=True,
-            ),
+            Curve("within-class over between-class spread", layers,
+                  np.repeat((lines[0][0] * factor**layers)[:, None], len(lines), axis=1), np.transpose(lines),
+                  xlabel="layer", ylabel="D", ylog=True),
         ),
     )
 

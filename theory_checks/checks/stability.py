@@ -112,12 +112,8 @@ def sharpness_at_minimum(
         )  # fmt: skip
         found = np.asarray(
             per_seed(
-                _curvature_at_the_end,
-                setting,
-                {"alpha": alpha},
-                depth=depth,
-                rank=setting.compressed_rank,
-                steps=steps,
+                _curvature_at_the_end, setting, {"alpha": alpha}, depth=depth,
+                rank=setting.compressed_rank, steps=steps,
             )
         )
         name = f"L = {depth}, α = {alpha:g}, seed 0"
@@ -179,14 +175,8 @@ def sharpness_along_training(setting: Setting, /, *, assumed_depth=3) -> Evidenc
         predicted={"final sharpness, seed 0": predicted[0, -1]},
         measured={"final sharpness, seed 0": sharp[0, -1]},
         curves=(
-            Curve(
-                "top Hessian eigenvalue",
-                every * np.arange(records + 1),
-                predicted[0],
-                sharp[0],
-                xlabel="step",
-                ylabel="sharpness",
-            ),
+            Curve("top Hessian eigenvalue", every * np.arange(records + 1), predicted[0], sharp[0],
+                  xlabel="step", ylabel="sharpness"),
         ),
     )
 
@@ -206,10 +196,7 @@ def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps)
     weights = _minimum(target, alpha=alpha, depth=depth)
     weights = tuple(layer * (1 + size) for layer in weights)
     run = ld.gradient_descent(
-        ld.factorization(target).loss,
-        weights,
-        ld.GradientDescent(rate, alpha=alpha),
-        steps=steps,
+        ld.factorization(target).loss, weights, ld.GradientDescent(rate, alpha=alpha), steps=steps,
         observe=observe_modes(target),
     )
     return jnp.abs(run.observed[:, 0] - target.singular_values[0])
@@ -226,7 +213,9 @@ def _growth(target, key, *, alpha, assumed, fraction, depth, extra_depth, steps)
     },
     rests_on=("theorem", "library"),
 )
-def max_learning_rate(setting: Setting, /, *, assumed_alpha=None, extra_depth=0, cases=CASES) -> Evidence:
+def max_learning_rate(
+    setting: Setting, /, *, assumed_alpha=None, extra_depth=0, cases=CASES
+) -> Evidence:
     steps = 40
     errors, measured = [], {}
     for depth, alpha in cases:
@@ -234,7 +223,9 @@ def max_learning_rate(setting: Setting, /, *, assumed_alpha=None, extra_depth=0,
         for fraction in EDGE_FRACTIONS:
             numbers = {"alpha": alpha, "assumed": assumed, "fraction": fraction}
             distance = np.asarray(
-                per_seed(_growth, setting, numbers, depth=depth, extra_depth=extra_depth, steps=steps)
+                per_seed(
+                    _growth, setting, numbers, depth=depth, extra_depth=extra_depth, steps=steps
+                )
             )
             factor = (distance[:, -1] / distance[:, 0]) ** (1 / steps)
             errors.append(np.abs(factor - abs(1 - 2 * fraction)))
@@ -296,21 +287,14 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
         steps = steps_to_fit(setting, float(np.min(rates)), depth=depth, scale=3 * SCALE) + wait
         late = np.asarray(
             per_seed(
-                _late_modes,
-                setting,
-                {"rate_of": trained or fraction},
-                depth=depth,
-                rank=setting.compressed_rank,
-                steps=steps,
+                _late_modes, setting, {"rate_of": trained or fraction}, depth=depth,
+                rank=setting.compressed_rank, steps=steps,
             )
         )
-        cycles = np.array(
-            [
-                [cycle(s, depth=depth + extra_depth, learning_rate=rate) for s in row]
-                for row, rate in zip(sigma.tolist(), rates.tolist(), strict=True)
-            ],
-            float,
-        )
+        cycles = np.array([
+            [cycle(s, depth=depth + extra_depth, learning_rate=rate) for s in row]
+            for row, rate in zip(sigma.tolist(), rates.tolist(), strict=True)
+        ], float)
         low, high = cycles[..., 0], cycles[..., 1]  # seeds × components
         up = (late[:, -1] > late[:, -2])[:, None]
         beats = late.shape[1]
@@ -320,14 +304,9 @@ def two_cycle(setting: Setting, /, *, trained=None, extra_depth=0, depths=(2, 3,
         name = f"L = {depth}: component 1 of seed 0"
         predicted[name], measured[name] = (low[0, 0], high[0, 0]), np.sort(late[0, -2:, 0])
         curves.append(
-            Curve(
-                f"L = {depth}, η = {fraction:.3g} of the edge: the last steps",
-                np.arange(steps - len(late[0]), steps) + 1,
-                wave[0],
-                late[0],
-                xlabel="step",
-                ylabel="singular value",
-            )
+            Curve(f"L = {depth}, η = {fraction:.3g} of the edge: the last steps",
+                  np.arange(steps - len(late[0]), steps) + 1,
+                  wave[0], late[0], xlabel="step", ylabel="singular value")
         )
     return Evidence(
         errors=np.max(errors, axis=0),
@@ -374,17 +353,11 @@ def stiffness(setting: Setting, /, *, extra_depth=0) -> Evidence:
             np.asarray(per_seed(_wait, setting, {"scale": scale}, depth=depth, rank=rank, steps=steps))
         )
         law = {"depth": depth + extra_depth}
-        predicted.append(
-            np.array(
-                [
-                    float(
-                        modes.fit_time(row[-1], scale=scale, tolerance=FITTED, **law)
-                        * modes.sharpness(row[0], **law)
-                    )
-                    for row in setting.targets.singular_values.tolist()
-                ]
-            )
-        )
+        predicted.append(np.array([
+            float(modes.fit_time(row[-1], scale=scale, tolerance=FITTED, **law)
+                  * modes.sharpness(row[0], **law))
+            for row in setting.targets.singular_values.tolist()
+        ]))
     return Evidence(
         errors=np.max(np.abs(np.divide(measured, predicted) - 1), axis=0),
         tolerance=0.1,

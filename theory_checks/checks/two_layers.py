@@ -64,11 +64,8 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
         pairs[f"W_2 W_1 at last, {name}"] = everything.end_to_end[-1], limit
         predicted = jax.tree.map(lambda part: part[:-1], everything)
         run = networks.flow(networks.factorization(target), [inner, outer], TIMES.tolist())
-        measured = [
-            np.array([w2 @ w1 for w1, w2 in run]),
-            np.array([w1.T @ w1 for w1, _ in run]),
-            np.array([w2 @ w2.T for _, w2 in run]),
-        ]
+        measured = [np.array([w2 @ w1 for w1, w2 in run]), np.array([w1.T @ w1 for w1, _ in run]),
+                    np.array([w2 @ w2.T for _, w2 in run])]
         for part, closed, found in zip(("W_2 W_1", "W_1ᵀW_1", "W_2 W_2ᵀ"), predicted, measured, strict=True):
             pairs[f"{part}, {name}"] = closed, found
         kernel = theory.tangent_kernel(predicted.inner_gram[-1], predicted.outer_gram[-1])
@@ -80,8 +77,7 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
     found = evidence_of(
         pairs,
         tolerance=1e-9 if setting.dtype == "float64" else setting.rounding(20),
-        reason="SciPy's solver, which is asked for 1e-12 a step"
-        if setting.dtype == "float64"
+        reason="SciPy's solver, which is asked for 1e-12 a step" if setting.dtype == "float64"
         else "float32's rounding",
         quantity="largest difference relative to the largest entry",
     )

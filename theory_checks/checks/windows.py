@@ -109,11 +109,8 @@ def window_reduction(
             outputs = np.eye(SPACES[-1], SHOWN_OUTPUTS[name], dtype=setting.dtype)
             data_here = tuple(np.asarray(part, setting.dtype if part.ndim > 1 else int) for part in data)
             reduction = ld.reduce(
-                start,
-                _loss(name, data_here, batches),
-                window=(outputs, data_here[0][:, :shown]),
-                per_step=True,
-                strict=False,
+                start, _loss(name, data_here, batches), window=(outputs, data_here[0][:, :shown]),
+                per_step=True, strict=False,
             )
             rule = ld.GradientDescent(RATES[name], momentum=MOMENTUM, weight_decay=DECAY)
             optimizer = optax.adam(RATES[name]) if adam else rule
@@ -168,12 +165,8 @@ def width_independence(setting: Setting, /, *, anew=False) -> Evidence:
         inputs, labels, _ = data = _data(rng, (d_in, d_out), SAMPLES)
         loss = _loss("cross-entropy", tuple(np.asarray(part) for part in data), np.arange(SAMPLES)[None])
         drawn = ld.sample(
-            jax.random.key(seed),
-            (d_in, 10**6, 10**6, d_out),
-            lambda w, loss=loss: loss(w, 0),
-            scale=scale,
-            outer="gaussian",
-            dtype=setting.dtype,
+            jax.random.key(seed), (d_in, 10**6, 10**6, d_out), lambda w, loss=loss: loss(w, 0), scale=scale,
+            outer="gaussian", dtype=setting.dtype,
         )
         curve = np.asarray(ld.reduced_descent(drawn, ld.GradientDescent(rate), steps=steps).losses, float)
         problem = reference.cross_entropy(inputs, labels)
@@ -201,14 +194,9 @@ def width_independence(setting: Setting, /, *, anew=False) -> Evidence:
         predicted={"difference": 0},
         measured={f"hidden width {h}": float(np.max(table[:, k])) for k, h in enumerate(hidden)},
         curves=(
-            Curve(
-                "cross-entropy at three hidden widths, and of cores drawn at 10⁶",
-                np.arange(steps + 1),
-                np.repeat(curve[:, None], len(hidden), axis=1),
-                np.transpose(lines),
-                xlabel="step",
-                ylabel="loss",
-            ),
+            Curve("cross-entropy at three hidden widths, and of cores drawn at 10⁶", np.arange(steps + 1),
+                  np.repeat(curve[:, None], len(hidden), axis=1), np.transpose(lines), xlabel="step",
+                  ylabel="loss"),
         ),
     )
 
@@ -307,10 +295,7 @@ def _largest_margin(signed: np.ndarray) -> np.ndarray:
     """Shortest `w` with `w · y_i x_i ≥ 1` for all samples."""
     start = np.linalg.lstsq(signed.T, np.ones(signed.shape[1]), rcond=None)[0]
     found = scipy.optimize.minimize(
-        lambda w: w @ w / 2,
-        start,
-        jac=lambda w: w,
-        method="SLSQP",
+        lambda w: w @ w / 2, start, jac=lambda w: w, method="SLSQP",
         constraints={"type": "ineq", "fun": lambda w: w @ signed - 1, "jac": lambda w: signed.T},
         options={"maxiter": 500, "ftol": 1e-12},
     )
@@ -348,13 +333,8 @@ def compressed_reduction(setting: Setting, /, *, told=3) -> Evidence:
             reduction = ld.reduce(start, target.truncate(told))
             run = ld.reduced_descent(reduction, optimizer, steps=steps, record_every=steps)
             full = reference.descent(
-                problem,
-                [np.asarray(w, float) for w in start],
-                rate=rate,
-                steps=steps,
-                alpha=1.5,
-                momentum=0.6,
-                decay=decay,
+                problem, [np.asarray(w, float) for w in start], rate=rate, steps=steps, alpha=1.5,
+                momentum=0.6, decay=decay,
             )[-1]
             lifted = [np.asarray(w, float) for w in reduction.lift(run.weights)]
             found.setdefault(name, []).append(max(_gap(a, b) for a, b in zip(full, lifted, strict=True)))

@@ -115,13 +115,8 @@ def mode_values(times: Sequence[float], target: float, *, depth: int, scale: flo
         return rates * (target - sigma) * sigma * np.exp(-2 * logs)
 
     run = scipy.integrate.solve_ivp(
-        velocity,
-        (0.0, float(times[-1])),
-        np.full(depth, np.log(scale)),
-        method="LSODA",
-        t_eval=times,
-        rtol=1e-12,
-        atol=1e-13,
+        velocity, (0.0, float(times[-1])), np.full(depth, np.log(scale)), method="LSODA", t_eval=times,
+        rtol=1e-12, atol=1e-13,
     )
     return np.exp(np.sum(run.y, axis=0))
 

@@ -172,7 +172,9 @@ def descent(
     return history
 
 
-def adam(problem: MatrixLoss, weights: Sequence[np.ndarray], *, rate: float, steps: int) -> list[Network]:
+def adam(
+    problem: MatrixLoss, weights: Sequence[np.ndarray], *, rate: float, steps: int
+) -> list[Network]:
     """The same for Adam (Kingma and Ba 2015, algorithm 1) with its usual constants 0.9, 0.999, 1e-8."""
     weights = [np.array(weight, float) for weight in weights]
     first = [np.zeros_like(weight) for weight in weights]

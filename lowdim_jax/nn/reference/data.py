@@ -122,7 +122,8 @@ def mnist(directory: str | Path, /, part: str = "train") -> Images:
     ((1, 2, 2, 1), array([7], dtype=int32))
     """
     images, labels = (
-        read_idx(_find(directory, f"{part}-{name}-ubyte")) for name in ("images-idx3", "labels-idx1")
+        read_idx(_find(directory, f"{part}-{name}-ubyte"))
+        for name in ("images-idx3", "labels-idx1")
     )
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(

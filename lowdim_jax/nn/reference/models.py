@@ -96,9 +96,10 @@ class MLP(nnx.Module):
         height, across, channels = shape
         sizes = [height * across * channels, *[width] * depth]
         he = nnx.initializers.he_normal()
-        self.layers = nnx.List(
-            [nnx.Linear(before, after, kernel_init=he, rngs=rngs) for before, after in pairwise(sizes)]
-        )
+        self.layers = nnx.List([
+            nnx.Linear(before, after, kernel_init=he, rngs=rngs)
+            for before, after in pairwise(sizes)
+        ])
         self.head = Head(width, classes, head, rngs=rngs, **options)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
@@ -134,12 +135,10 @@ class ConvNet(nnx.Module):
     ):
         height, across, inputs = shape
         he = nnx.initializers.he_normal()
-        self.convolutions = nnx.List(
-            [
-                nnx.Conv(before, after, (3, 3), kernel_init=he, rngs=rngs)
-                for before, after in ((inputs, channels), (channels, 2 * channels))
-            ]
-        )
+        self.convolutions = nnx.List([
+            nnx.Conv(before, after, (3, 3), kernel_init=he, rngs=rngs)
+            for before, after in ((inputs, channels), (channels, 2 * channels))
+        ])
         features = (height // 4) * (across // 4) * 2 * channels
         self.dense = nnx.Linear(features, width, kernel_init=he, rngs=rngs)
         self.head = Head(width, classes, head, rngs=rngs, **options)
