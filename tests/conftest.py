@@ -3,6 +3,8 @@
 import inspect
 import os
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: threads that wait, spin
+
 import jax
 import pytest
 

@@ -1,11 +1,13 @@
 """The checks as a command: what it accepts, what it refuses, and that its verdicts can fail."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from theory_checks import registry, runner, selection
+from theory_checks import listing, registry, runner, selection
 from theory_checks.cli import main
 from theory_checks.registry import Check, Evidence
 from theory_checks.setting import Setting
@@ -92,6 +94,18 @@ def test_list_names_every_check_with_its_controls(capsys):
     for check in selection.all_checks():
         assert check.name in output
         assert check.controls
+
+
+def test_list_does_not_wait_for_jax():
+    code = "import sys; from theory_checks.cli import main; main(['list']); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_list_read_from_source_is_that_of_the_registered_checks():
+    read = [(one.name, one.claim, one.source, one.controls) for one in listing.listed()]
+    registered = [(one.name, one.claim, one.source, tuple(one.controls)) for one in selection.all_checks()]
+    assert read == registered
 
 
 def test_run_writes_a_report_with_all_it_promises(tmp_path, capsys):

@@ -1,11 +1,11 @@
 """The checks there are, from the suite and from users' files; above the checks, which know only `check`."""
 
 import runpy
-from fnmatch import fnmatchcase
 from pathlib import Path
 from traceback import extract_tb
 
 import theory_checks.checks  # noqa: F401  (registers them)
+from theory_checks.listing import in_order, matching
 from theory_checks.registry import Check, add_own_file, registered
 
 
@@ -36,7 +36,7 @@ def _line_of(error: BaseException, path: Path) -> str:
 
 def all_checks() -> tuple[Check, ...]:
     """Every registered check, in the order of the statements they test."""
-    return tuple(sorted(registered().values(), key=lambda check: check.source))
+    return in_order(list(registered().values()))
 
 
 def select(patterns: list[str]) -> tuple[Check, ...]:
@@ -47,13 +47,4 @@ def select(patterns: list[str]) -> tuple[Check, ...]:
     ValueError
         If a pattern matches no check.
     """
-    checks = all_checks()
-    for pattern in patterns:
-        if not any(fnmatchcase(check.name, pattern) for check in checks):
-            known = ", ".join(check.name for check in checks)
-            raise ValueError(f"no check matches {pattern!r}; there are: {known}")
-    return tuple(
-        check
-        for check in checks
-        if not patterns or any(fnmatchcase(check.name, pattern) for pattern in patterns)
-    )
+    return matching(all_checks(), patterns)

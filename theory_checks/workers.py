@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
@@ -17,6 +18,8 @@ from theory_checks.setting import Setting
 
 FEWEST = 8
 """Checks from which on starting processes is worth its seconds."""
+NUMPY_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+"""What tells NumPy's linear algebra, as it is loaded, how many threads to start."""
 
 
 def default_processes(platform: str, checks: Sequence[Check], /) -> int:
@@ -46,7 +49,8 @@ def run_in_processes(
     )
     try:
         interrupts.allowed = True
-        waiting: list[Future[Result]] = [pool.submit(_run, check.name, plain) for check in shared]
+        with _one_thread_each():
+            waiting: list[Future[Result]] = [pool.submit(_run, check.name, plain) for check in shared]
         for check, future in zip(shared, waiting, strict=True):
             interrupts.allowed = True
             results.append(_result(check, future))
@@ -57,6 +61,18 @@ def run_in_processes(
         raise
     pool.shutdown()
     yield from run_checks(alone, setting, results, interrupts)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started within leave the other cores to each other: threads of OpenBLAS spin as they wait."""
+    ours = [name for name in NUMPY_THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(ours, "1"))
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 def _prepare(configure: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """Labelled images: scikit-learn's digits, and readers of MNIST's and CIFAR-10's files."""
 
 import gzip
+import importlib.util
 import math
 import zlib
 from pathlib import Path
@@ -58,11 +59,22 @@ def digits() -> Images:
     >>> digits().images.shape
     (1797, 8, 8, 1)
     """
-    from sklearn.datasets import load_digits  # slow to import
-
-    found = load_digits()
-    images, labels = np.asarray(found.data), np.asarray(found.target)  # type: ignore[attr-defined]
+    table = _digits_table()
+    images, labels = table[:, :-1], table[:, -1]
     return Images((images.reshape(-1, 8, 8, 1) / 16).astype("float32"), labels.astype("int32"))
+
+
+def _digits_table() -> np.ndarray:
+    """Pixels and labels from scikit-learn's own file: importing it takes two seconds, and reading 0.1."""
+    package = importlib.util.find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return np.column_stack([np.asarray(images), np.asarray(labels)])
 
 
 def load_images(directory: str | Path | None = None, /) -> Images:
