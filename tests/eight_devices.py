@@ -9,10 +9,10 @@ import pytest
 from benchmarks.collectives import collectives
 
 import lowdim_jax as ld
+from lowdim_jax import distributed
 from lowdim_jax._host import as_pytree
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import initial_state
-from lowdim_jax.distributed import sharded
 
 SHAPE = (37, 23)  # rows that do not come out even on 2, 4 or 8 devices
 DEVICES = (1, 2, 4, 8)
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 def devices(count, across=1):
     assert jax.device_count() == 8
-    return sharded.mesh(jax.devices()[:count], across=across)
+    return distributed.mesh(jax.devices()[:count], across=across)
 
 
 def entries(shape=SHAPE, *, without=()):
@@ -36,7 +36,8 @@ def entries(shape=SHAPE, *, without=()):
 
 
 def on_devices(count, shape=SHAPE, across=1, **settings):
-    return sharded.sharded_completion(*entries(shape, **settings), shape=shape, mesh=devices(count, across))
+    mesh = devices(count, across)
+    return distributed.sharded_completion(*entries(shape, **settings), shape=shape, mesh=mesh)
 
 
 def network(rank, depth=3) -> Any:
@@ -92,7 +93,7 @@ def test_sensing_trains_as_on_one_device(count):
     key, m, shape = jax.random.key(1), 301, (12, 10)
     target = ld.random_target(jax.random.key(0), shape, jnp.array([3.0, 2.0])).dense()
     measurements = ld.gaussian_measurements(key, m, shape)
-    spread = sharded.gaussian_measurements(key, m, shape, mesh=devices(count))
+    spread = distributed.gaussian_measurements(key, m, shape, mesh=devices(count))
     np.testing.assert_array_equal(spread[:m], measurements)
     np.testing.assert_array_equal(spread[m:], 0)
     assert len(spread.addressable_shards[0].data) == -(-m // count)
@@ -109,7 +110,7 @@ def test_sensing_trains_as_on_one_device(count):
 def test_measurements_of_ones_own_are_spread_with_their_labels():
     rng = np.random.default_rng(0)
     matrices, labels = rng.standard_normal((29, 4, 5)), rng.standard_normal(29)
-    parts = (sharded.spread(part, length=29, mesh=devices(8)) for part in (matrices, labels))
+    parts = (distributed.spread(part, length=29, mesh=devices(8)) for part in (matrices, labels))
     problem, one = ld.sensing(*parts), ld.sensing(matrices, labels)
     np.testing.assert_allclose(problem.surrogate_matrix(), one.surrogate_matrix(), rtol=1e-12)
     np.testing.assert_allclose(
@@ -147,7 +148,7 @@ def test_a_completion_step_sums_the_column_factor_and_nothing_else(depth):
 
 def test_a_sensing_step_sums_the_gradient_and_leaves_the_measurements_where_they_are():
     shape = (12, 10)
-    stack = sharded.gaussian_measurements(jax.random.key(1), 301, shape, mesh=devices(8))
+    stack = distributed.gaussian_measurements(jax.random.key(1), 301, shape, mesh=devices(8))
     problem = ld.sensing(stack, truth=jnp.ones(shape))
     weights = ld.compress(problem, depth=3, scale=0.3, rank=4)
 
@@ -159,7 +160,7 @@ def test_a_sensing_step_sums_the_gradient_and_leaves_the_measurements_where_they
 
 
 def test_counting_finds_an_array_that_is_gathered():
-    spread = sharded.spread(np.ones((16, 3)), length=16, mesh=devices(8))
+    spread = distributed.spread(np.ones((16, 3)), length=16, mesh=devices(8))
     everywhere = jax.sharding.NamedSharding(devices(8), jax.sharding.PartitionSpec())
     gather = jax.jit(lambda array: array, out_shardings=everywhere).lower(spread).compile()
     assert collectives(gather) == {"all-gather": 8 * 16 * 3}
@@ -205,7 +206,7 @@ def test_subspace_iteration_converges_at_the_rate_its_docstring_states():
     u, v = (np.linalg.qr(rng.standard_normal((side, 30)))[0] for side in shape)
     matrix = (u * 0.8 ** np.arange(30)) @ v.T
     rows, columns = np.indices(shape).reshape(2, -1)
-    problem = sharded.sharded_completion(rows, columns, matrix.ravel(), shape=shape, mesh=devices(8))
+    problem = distributed.sharded_completion(rows, columns, matrix.ravel(), shape=shape, mesh=devices(8))
     errors = []
     for iterations in (0, 1, 2):
         first = problem.surrogate(3, iterations=iterations).right[:, 0]
@@ -232,7 +233,7 @@ def test_place_and_gather_are_inverse():
 
 def test_single_precision_stays_single():
     rows, columns, values = entries()
-    problem = sharded.sharded_completion(
+    problem = distributed.sharded_completion(
         rows, columns, values.astype(np.float32), shape=SHAPE, mesh=devices(2)
     )
     weights = problem.place([layer.astype(np.float32) for layer in network(3)])
@@ -265,11 +266,11 @@ def test_bad_input_is_named():
     rows, columns, values = entries()
     two = devices(2)
     with pytest.raises(ValueError, match="from 0 to 36, but this process has the rows from 0 to 30"):
-        sharded.sharded_completion(rows, columns, values, shape=(30, 23), mesh=two)
+        distributed.sharded_completion(rows, columns, values, shape=(30, 23), mesh=two)
     with pytest.raises(ValueError, match="no entry is observed"):
-        sharded.sharded_completion([], [], [], shape=SHAPE, mesh=two)
+        distributed.sharded_completion([], [], [], shape=SHAPE, mesh=two)
     with pytest.raises(ValueError, match="given more than once"):
-        sharded.sharded_completion([1, 1], [2, 2], [0.5, 0.5], shape=SHAPE, mesh=two)
+        distributed.sharded_completion([1, 1], [2, 2], [0.5, 0.5], shape=SHAPE, mesh=two)
     problem = on_devices(2)
     with pytest.raises(ValueError, match="rank=24, expected 1 ≤ rank ≤ 23"):
         problem.surrogate(24)
@@ -280,7 +281,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="across=3, expected a divisor of the number of devices, 8"):
         devices(8, across=3)
     with pytest.raises(ValueError, match="rows has 5 of them, expected those from 0 to 6"):
-        sharded.spread(np.ones((5, 2)), length=6, mesh=two)
+        distributed.spread(np.ones((5, 2)), length=6, mesh=two)
 
 
 def test_the_edge_is_the_norm_of_the_surrogate_with_random_signs():
@@ -324,6 +325,22 @@ def test_what_a_network_leaves_is_a_problem_of_the_differences():
     np.testing.assert_allclose(scaled.magnitude, 3 * np.abs(values).max(), rtol=1e-15)
 
 
+@pytest.mark.parametrize(("count", "across"), [(1, 1), (8, 1), (8, 4)])
+def test_effects_of_rows_and_columns_are_those_of_alternating_means(count, across):
+    rows, columns, values = entries(without=(3, 4))
+    mean, of_rows, of_columns = np.mean(values), np.zeros(SHAPE[0]), np.zeros(SHAPE[1])
+    for _ in range(15):  # means of n entries, times n / (n + 5)
+        for j in range(SHAPE[1]):
+            left = (values - mean - of_rows[rows])[columns == j]
+            of_columns[j] = left.sum() / (len(left) + 5)
+        for i in range(SHAPE[0]):
+            left = (values - mean - of_columns[columns])[rows == i]
+            of_rows[i] = left.sum() / (len(left) + 5)
+    problem = on_devices(count, across=across, without=(3, 4))
+    first, last = problem.gather(distributed.main_effects(problem))
+    np.testing.assert_allclose(last @ first, mean + of_rows[:, None] + of_columns, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("across", [1, 2])
 def test_a_problem_over_devices_is_fitted_as_on_one_device(across):
     one, problem = ld.observed_completion(*entries(), shape=SHAPE), on_devices(8, across=across)
@@ -341,7 +358,7 @@ def test_a_problem_over_devices_is_fitted_as_on_one_device(across):
 def test_noisy_data_over_devices_stop_a_run_where_those_held_out_do():
     rows, columns, values = entries()
     noisy = values + 0.3 * np.random.default_rng(1).standard_normal(len(values))
-    problem = sharded.sharded_completion(rows, columns, noisy, shape=SHAPE, mesh=devices(4))
+    problem = distributed.sharded_completion(rows, columns, noisy, shape=SHAPE, mesh=devices(4))
     train, held = problem.split(0.2)
     stopped = ld.fit(train, rank=8, depth=2, validate=held.loss, finish=False, steps=3000, check_every=25)
     assert stopped.best_step < stopped.steps[-1] < 3000

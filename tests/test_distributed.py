@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import lowdim_jax as ld
+from lowdim_jax import distributed
 from lowdim_jax._command import BAD_INPUT
 from lowdim_jax.checkpoints import Checkpoints
-from lowdim_jax.distributed import command, sharded
+from lowdim_jax.distributed import command
 from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards
 
 SHAPE, STEPS, TIMEOUT = (203, 60), 100, 5
@@ -144,9 +145,9 @@ def test_two_processes_train_as_one_device_does(data, uninterrupted, x64):
     network, settings = saved(folder)
     entries = open_shards(data).read(range(SHAPE[0]))
     one = ld.observed_completion(*entries, shape=SHAPE)
-    mesh = sharded.mesh(jax.devices()[:1])
+    mesh = distributed.mesh(jax.devices()[:1])
     start = ld.compress(
-        sharded.sharded_completion(*entries, shape=SHAPE, mesh=mesh), depth=3, scale=0.3, rank=6
+        distributed.sharded_completion(*entries, shape=SHAPE, mesh=mesh), depth=3, scale=0.3, rank=6
     )
     rate = 0.5 * float(ld.max_learning_rate(one, depth=3))
     assert settings["learning_rate"] == pytest.approx(rate, rel=1e-12)
@@ -163,11 +164,14 @@ def test_two_processes_train_as_one_device_does(data, uninterrupted, x64):
 def test_two_processes_stop_and_are_evaluated_on_entries_held_out(data, tmp_path):
     """Entries of variance one and rank 3: what was held out is predicted far better than by zero."""
     settings = [*SETTINGS[:4], "--steps", 200, "--check-every", 20, "--hold-out", 0.2, "--processes", 2]
-    out = run("train", data, tmp_path / "run", *settings, "--across", 2)  # its devices cut the columns
+    settings += ["--across", 2, "--effects"]  # a process's two devices cut the columns
+    out = run("train", data, tmp_path / "run", *settings)
     error = float(re.search(r"held out: root mean square error (\S+) at step", out)[1])
     assert 0 < error < 0.5
     first, *_, last = Checkpoints(tmp_path / "run").network()
     assert (len(last), first.shape[1]) == SHAPE
+    effects = np.load(tmp_path / "run" / "effects.npz")
+    assert (effects["W2"] @ effects["W1"]).shape == SHAPE
 
 
 def test_a_lost_process_is_a_clear_error_in_bounded_time(killed):

@@ -8,6 +8,7 @@ several processes, with checkpoints. docs/many-devices.md has commands, design a
 `import lowdim_jax` does not import this subpackage.
 """
 
+from lowdim_jax.distributed.effects import main_effects
 from lowdim_jax.distributed.placement import mesh, process_rows, spread
 from lowdim_jax.distributed.sharded import ShardedCompletion, gaussian_measurements, sharded_completion
 from lowdim_jax.distributed.shards import Shards, open_shards, write_shards
@@ -16,6 +17,7 @@ __all__ = [
     "ShardedCompletion",
     "Shards",
     "gaussian_measurements",
+    "main_effects",
     "mesh",
     "open_shards",
     "process_rows",

@@ -84,6 +84,9 @@ def _parser() -> Parser:
     command.add_argument(
         "--across", type=int, default=1, metavar="N", help="blocks of columns (1); devices across share rows"
     )
+    command.add_argument(
+        "--effects", action="store_true", help="subtract mean, row and column effects first, as for ratings"
+    )
     where = command.add_argument_group("processes", "either several on this machine, or one of several")
     where.add_argument("--processes", type=int, metavar="N", help="start N processes on this machine")
     where.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, any free port")

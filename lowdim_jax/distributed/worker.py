@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,13 +18,17 @@ from lowdim_jax._command import BAD_INPUT, OK
 from lowdim_jax.checkpoints import Checkpoints
 from lowdim_jax.descent import DescentState
 from lowdim_jax.distributed.command import DIVERGED, LOST
+from lowdim_jax.distributed.effects import main_effects
 from lowdim_jax.distributed.placement import mesh, process_rows
 from lowdim_jax.distributed.sharded import sharded_completion
 from lowdim_jax.distributed.shards import open_shards
 from lowdim_jax.fitting import fit
+from lowdim_jax.networks import Weights
 from lowdim_jax.trajectory import Status
 
 CRASHED = 70
+EFFECTS = "effects.npz"
+"""File beside the checkpoints: a network of two layers, to be added to the one that was trained."""
 ARRIVAL = 60
 """Seconds that processes which have met may take to start, at least."""
 
@@ -68,16 +73,22 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
     shards, devices = open_shards(settings["folder"]), mesh(across=settings["across"])
     own = process_rows(shards.shape[0], mesh=devices)
     entries = shards.read(own)
-    problem = replace(sharded_completion(*entries, shape=shards.shape, mesh=devices), fingerprint=shards.data)
+    problem = sharded_completion(*entries, shape=shards.shape, mesh=devices)
     say(
         f"process {process} of {processes}: {jax.local_device_count()} devices, "
         f"rows {own.start} to {own.stop}, {len(entries[0])} of {problem.count} entries"
     )
     del entries
-    validate = None
+    held, known = None, [shards.data]
     if settings["hold_out"] is not None:
         problem, held = problem.split(settings["hold_out"])
-        problem, validate = replace(problem, fingerprint=f"{shards.data}-{settings['hold_out']}"), held.loss
+        known.append(str(settings["hold_out"]))
+    if settings["effects"]:
+        effects = main_effects(problem)
+        problem, held = problem.residual(effects), held and held.residual(effects)
+        known.append("effects")
+        _write(Path(settings["checkpoints"]) / EFFECTS, problem.gather(effects), process)
+    problem = replace(problem, fingerprint="-".join(known))
     resumed = Checkpoints(settings["checkpoints"]).latest
     if resumed is not None and process == 0:
         say(f"goes on from step {resumed}")
@@ -93,15 +104,21 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
         check_every=settings["check_every"],
         checkpoint=settings["checkpoints"],
         callback=tell,
-        validate=validate,
+        validate=held.loss if held else None,
         finish=False,
     )
-    if validate is not None and process == 0:  # a loss is half the squared misfit over the share of entries
+    if held and process == 0:  # a loss is half the squared misfit over the share of entries
         rmse = (2 * np.nanmin(result.validation) / np.prod(shards.shape, dtype=float)) ** 0.5
         say(f"held out: root mean square error {rmse:.6g} at step {result.best_step}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     say(f"process {process} of {processes}: {result.message}, peak memory {peak} MB")
     return DIVERGED if result.status == Status.DIVERGED else OK
+
+
+def _write(path: Path, weights: Weights, process: int) -> None:
+    if process == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **{f"W{number}": layer for number, layer in enumerate(weights, 1)})
 
 
 def _own_output() -> Callable[[str], None]:

@@ -110,14 +110,14 @@ def over_devices(count: int) -> list[dict]:
     from collectives import collectives
 
     import lowdim_jax as ld
-    from lowdim_jax.distributed import sharded
+    from lowdim_jax import distributed
 
     *data, shape = entries(count)
     weights = ld.gaussian(jax.random.key(0), (shape[1], *(RANK,) * (DEPTH - 1), shape[0]), scale=0.1)
     rows = []
     for devices in DEVICES:
-        mesh = sharded.mesh(jax.devices()[:devices])
-        problem = sharded.sharded_completion(*data, shape=shape, mesh=mesh)
+        mesh = distributed.mesh(jax.devices()[:devices])
+        problem = distributed.sharded_completion(*data, shape=shape, mesh=mesh)
         placed = problem.place(weights)
         compiled, seconds = step_of(problem, placed)
         counted = collectives(compiled)
