@@ -22,6 +22,8 @@ _STATEMENT = re.compile(r"^### ((\d+)\.(\d+) .*)$", re.MULTILINE)
 _SECTION = re.compile(r"^## ((\d+)\. .*)$", re.MULTILINE)
 _CITED = re.compile(r"docs/theory\.md((?:,? (?:and )?\d+(?:\.\d+)?\b(?![-–]))*)(?!\w)")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+))?")
+_NUMBER_CELL = re.compile(r"<td>((?:<strong>)?[−+±≤≥<~]?\d[^<]{0,17}(?:</strong>)?)</td>")
+_MENTION = re.compile(r"(<code>.*?</code>|<a\b.*?</a>|<pre\b.*?</pre>)|\bdocs/([a-z-]+)\.md\b", re.DOTALL)
 _PICTURES = re.compile(r'<p>((?:<img [^>]*src="(?:\.\./)*images/[^>]*>\s*)+)</p>')
 _PICTURE = re.compile(r'<img [^>]*alt="([^"]*)"[^>]*>')
 _SHIM = "https://unpkg.com/iframe-worker/shim"
@@ -72,7 +74,15 @@ def on_page_content(html, page, config, files):
     def link(cited):
         return f'<a href="{up}theory.html">Theory</a>{_NUMBER.sub(number, cited[1])}'
 
-    return _CITED.sub(link, html)
+    html = _NUMBER_CELL.sub(r'<td class="number">\1</td>', _CITED.sub(link, html))
+    return _MENTION.sub(lambda found: found[1] or _linked(found, up), html)
+
+
+def _linked(mention, up):
+    """A page that a sentence names by its file, as a link."""
+    name = mention[2]
+    known = (ROOT / "docs" / f"{name}.md").exists()
+    return f'<a href="{up}{name}.html">{name.replace("-", " ")}</a>' if known else mention[0]
 
 
 def _captioned(found):

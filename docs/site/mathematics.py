@@ -7,13 +7,21 @@ from html import unescape
 from latex2mathml.converter import convert
 
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
+_PUNCTUATED = re.compile(r"(\(?)(<math[^>]*display=\"inline\".*?</math>)([.,;:)!?’”\"]*)", re.DOTALL)
 _DISPLAY = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL)
 
 
 def set_all(html: str) -> str:
     """A page's HTML with its mathematics set."""
     html = _DISPLAY.sub(lambda found: _set(unescape(found[1]), "block"), html)
-    return _INLINE.sub(lambda found: _set(unescape(found[1]), "inline"), html)
+    html = _INLINE.sub(lambda found: _set(unescape(found[1]), "inline"), html)
+    return _PUNCTUATED.sub(_together, html)
+
+
+def _together(found: re.Match[str]) -> str:
+    """A formula and the punctuation around it on one line: browsers break next to a formula."""
+    around = found[1] or found[3]
+    return f'<span class="nobreak">{found[0]}</span>' if around else found[0]
 
 
 @cache

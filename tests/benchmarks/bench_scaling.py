@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from units import digits, duration
 
 RANK, DEPTH, COLUMNS, PER_ROW = 20, 3, 20_000, 100
 SIZES = [10**k for k in range(5, 11)]
@@ -168,8 +169,8 @@ def sizes_table(measured: list[dict]) -> str:
     def line(row, mark=""):
         count = row["observations"]
         return (
-            f"| {count:,.0f}{mark} | {1e3 * row['step']:,.3g} ms | {1e9 * row['step'] / count:.3g} ns | "
-            f"{gigabytes(row['step_memory'])} | {gigabytes(row['step_peak'])} | {row['setup']:,.3g} s | "
+            f"| {count:,.0f}{mark} | {duration(row['step'])} | {1e9 * row['step'] / count:.3g} ns | "
+            f"{gigabytes(row['step_memory'])} | {gigabytes(row['step_peak'])} | {duration(row['setup'])} | "
             f"{gigabytes(row['setup_peak'])} |"
         )
 
@@ -189,7 +190,7 @@ def devices_table(rows: list[dict]) -> str:
         "|---|---|---|---|---|",
     )
     lines = [
-        f"| {row['devices']} | {1e3 * row['step']:.3g} ms | {row['device_bytes']:,} | {row['counted']:,} | "
+        f"| {row['devices']} | {duration(row['step'])} | {row['device_bytes']:,} | {row['counted']:,} | "
         f"{row['formula']:,} |"
         for row in rows
     ]
@@ -197,7 +198,7 @@ def devices_table(rows: list[dict]) -> str:
 
 
 def gigabytes(number: float) -> str:
-    return f"{number / 1e9:,.3g} GB"
+    return f"{digits(number / 1e9)} GB"
 
 
 def machine() -> str:

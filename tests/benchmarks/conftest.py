@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from units import duration
 
 HEADER = (
     "work", "ours, median", "IQR", "original / this", "peer, median", "peer / ours", "bound by", "of floor"
@@ -99,10 +100,10 @@ def row(entry, entries) -> tuple[str, ...]:
     peers = 1e3 * statistics.median(info["peer"]) if info.get("peer") else None
     return (
         info["work"],
-        f"{ours:.3g} ms",
-        f"{spread:.1g}",
+        duration(1e-3 * ours),
+        duration(1e-3 * float(f"{spread:.1g}")) if spread else "0",
         times,
-        "–" if peers is None else f"{peers:.3g} ms",
+        "–" if peers is None else duration(1e-3 * peers),
         "–" if peers is None else f"{peers / ours:.1f}×",
         *floor(info, ours),
     )

@@ -35,7 +35,7 @@ const Charts = (() => {
       const e = Math.floor(Math.log10(size) + 1e-9), m = value / 10 ** e;
       return (Math.abs(m - 1) < 1e-6 ? "" : `${+m.toPrecision(3)}·`) + `10${superscript(e)}`;
     }
-    return size >= 1000 ? Math.round(value).toLocaleString("en").replaceAll(",", " ") : String(+value.toPrecision(3));
+    return size >= 1000 ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : String(+value.toPrecision(3));
   }
 
   class Chart {
