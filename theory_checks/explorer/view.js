@@ -210,7 +210,7 @@ const View = (() => {
       c.globalAlpha = 1;
     }));
     drawMatrices(row, there);
-    find("clock").textContent = `${number(Math.round(now))} of ${number(steps)}`;
+    find("clock").textContent = `${number(row * stride)} of ${number(steps)}`;
     if (document.activeElement !== find("scrub") || playing) find("scrub").value = Math.round(1000 * place);
     tell(row, there, depth);
   }
