@@ -1,6 +1,6 @@
 """Recovery on a grid: `fit` with its defaults beside baselines whose settings know the truth.
 
-    python tests/benchmarks/grid_recovery.py [--seeds N] [--noise 0 0.01] [--ranks …] [--out grid.json]
+    python tests/benchmarks/grid_recovery.py [--seeds N] [--first-seed N] [--noise 0 0.01] [--ranks …] [--out grid.json]
 
 Relative Frobenius errors of a d × d matrix of rank r, singular values from 1 to 1/condition in equal ratios,
 from a fraction p of its entries, `over` times the information limit r (2d − r) / d²; every row and column has
@@ -139,6 +139,7 @@ def main() -> None:
     """Run the grid, print the table, and keep the rows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="of those: rules were chosen on 0 to 9")
     parser.add_argument("--noise", type=float, nargs="+", default=(0.0, 1e-2))
     parser.add_argument("--ranks", type=int, nargs="+", default=(1, 3, 5))
     parser.add_argument("--conditions", type=float, nargs="+", default=(1.0, 30.0, 1000.0))
@@ -155,7 +156,7 @@ def main() -> None:
         for rank in arguments.ranks:
             for condition in arguments.conditions if rank > 1 else (1.0,):
                 for over in arguments.over:
-                    for seed in range(arguments.seeds):
+                    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
                         rows.append(row(D, rank, condition, over, noise, seed))
                     if arguments.out:
                         arguments.out.write_text(json.dumps(rows))
