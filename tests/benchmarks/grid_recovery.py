@@ -1,6 +1,6 @@
 """Recovery on a grid: `fit` with its defaults beside baselines whose settings know the truth.
 
-    python tests/benchmarks/grid_recovery.py [--seeds N] [--first-seed N] [--noise 0 0.01] [--ranks …] [--out grid.json]
+    python tests/benchmarks/grid_recovery.py [--seeds N] [--first-seed N] [--noise 0 0.01] [--out FILE] …
 
 Relative Frobenius errors of a d × d matrix of rank r, singular values from 1 to 1/condition in equal ratios,
 from a fraction p of its entries, `over` times the information limit r (2d − r) / d²; every row and column has
