@@ -72,12 +72,38 @@ def test_the_draw_is_the_same_every_time(tool, capsys):
 
 def test_a_mutant_is_shown_the_checks_that_run_its_function_those_of_its_module_first(tool, mutants):
     seen = json.loads((FOLDER / "seen.json").read_text("utf-8"))
-    assert seen["seconds"].keys() >= {name for names in tool.SETTINGS["first"].values() for name in names}
+    measured = {part.partition("/")[0] for part in seen["seconds"]}
+    assert measured >= {name for names in tool.SETTINGS["first"].values() for name in names}
     mutant = next(m for m in mutants if m.module == "sweeps" and m.function == "sweep" and not m.equivalent)
-    names, all_of_them = tool.checks_for(mutant, float("inf"))
-    assert names == ["library-descent", "domains"]
+    parts, all_of_them = tool.parts_for(mutant, float("inf"))
+    assert parts == ["domains/_solvers", "library-descent/_sweeps"]
     assert all_of_them
-    assert tool.checks_for(mutant, 0.0) == (["library-descent"], False)
+    assert tool.parts_for(mutant, 0.0) == (["domains/_solvers"], False)
+
+
+def test_pieces_of_checks_are_functions_beside_them_or_values_of_their_arguments(tool):
+    from theory_checks.selection import select
+
+    for name, pieces in tool.SETTINGS["pieces"].items():
+        (check,) = select([name])
+        for piece in pieces:
+            argument, is_argument, _ = piece.partition("=")
+            module = vars(sys.modules[check.compare.__module__])
+            known = check.compare.__kwdefaults__ if is_argument else module
+            assert piece == "rest" or argument in known, f"{name}/{piece}"
+
+
+def test_a_survivor_goes_on_where_there_is_more_to_show_it(tool, mutants):
+    mutant = next(m for m in mutants if m.module == "sweeps" and m.function == "sweep" and not m.equivalent)
+    survived = {"killed_by": "", "shown": ["domains/_solvers"], "with_tests": False}
+
+    def goes_on(result, *options):
+        return tool._goes_on(result, mutant, tool._parser().parse_args(options))
+
+    assert goes_on(survived)
+    assert not goes_on(survived, "--most", "0")
+    assert goes_on(survived, "--most", "0", "--with-tests")
+    assert not goes_on(survived | {"killed_by": "a check"})
 
 
 FORKS = """

@@ -1,18 +1,26 @@
 """Forks of one process that judge a broken library: JAX is imported before, library and device after."""
 
+import ast
+import copyreg
 import importlib.abc
 import importlib.util
+import inspect
 import json
 import os
+import pickle
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from enumeration import ROOT, Mutant
+from enumeration import ROOT, SETTINGS, Mutant
 
 HEAVY = ("jax", "optax", "diffrax", "flax.nnx", "scipy.optimize", "scipy.integrate", "scipy.sparse.linalg",
          "scipy.stats", "mpmath", "rich.table", "jinja2", "pytest", "sklearn.datasets")  # fmt: skip
@@ -25,6 +33,69 @@ def preload() -> None:
     os.environ.setdefault("XLA_FLAGS", flags)
     for module in HEAVY:
         importlib.import_module(module)
+    for module in ("modes", "originals"):
+        _remember(importlib.import_module(f"theory_checks.reference.{module}"))
+
+
+_VALUES: dict[tuple, Any] = {}
+"""What functions of the reference at 30 digits have returned, for arguments that can be a key.
+
+The reference is not broken: what a child without a mutant has computed holds for all.
+"""
+
+
+_LEARNING: list[bool] = []
+"""Not empty in the child that learns."""
+
+
+def _remember(module: ModuleType) -> None:
+    """Have the functions of a module return what they returned before."""
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and not name.startswith("_") and name != "precisely":
+            setattr(module, name, _remembering(f"{module.__name__}.{name}", function))
+
+
+def _remembering(name: str, function: Callable) -> Callable:
+    @wraps(function)
+    def remembering(*arguments, **options):
+        key = name, arguments, tuple(sorted(options.items()))
+        try:
+            known = key in _VALUES
+        except TypeError:  # a list is no key
+            return function(*arguments, **options)
+        if not known:
+            value = function(*arguments, **options)
+            if _LEARNING:
+                _VALUES[key] = value
+            return value
+        return _VALUES[key]
+
+    return remembering
+
+
+def _number(sign: int, mantissa: int, exponent: int, bits: int) -> Any:
+    """A number of mpmath as it was, whose own pickling rounds to the precision of the moment."""
+    from mpmath import libmp, mp
+
+    return mp.make_mpf((sign, libmp.MPZ(mantissa), exponent, bits))
+
+
+def learn(parts: Sequence[str], path: Path, timeout: float) -> None:
+    """Fill the memory of the reference's numbers from a file, or by a child that tests these parts."""
+
+    from mpmath import mpf
+
+    copyreg.pickle(mpf, lambda number: (_number, tuple(map(int, number._mpf_))))
+
+    def stage(say: Say) -> None:
+        _LEARNING.append(True)
+        run_parts(parts, lambda _: None)
+        path.write_bytes(pickle.dumps(_VALUES))
+
+    if not path.exists():
+        in_a_fork(None, stage, timeout)
+    if path.exists():
+        _VALUES.update(pickle.loads(path.read_bytes()))
 
 
 def in_a_fork(mutant: Mutant | None, stage: Callable[[Say], None], timeout: float) -> tuple[list[Any], str]:
@@ -101,35 +172,79 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
-def run_checks(names: Sequence[str], say: Say, *, trace: bool = False) -> None:
-    """Run checks in float64 with one seed until one does not hold; say how each ended, and its seconds.
+def run_parts(parts: Sequence[str], say: Say, *, trace: bool = False) -> None:
+    """Test claims in float64 with one seed until one does not hold, and then whether a control still passes.
 
-    With `trace`, run all of them, and say which functions of the library they ran.
+    A part is a check's name, or `name/piece` with one piece of its comparisons. With `trace`, test all of
+    them, and say which functions of the library they ran.
     """
     import jax
 
     from theory_checks.runner import run_check
-    from theory_checks.selection import select
     from theory_checks.setting import Setting
 
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     setting = Setting(seeds=1)
-    for name in names:
-        (check,) = select([name])
+    for part in parts:
         seen: set[tuple[str, str]] = set()
         begin = time.process_time()
-        if trace:
-            sys.settrace(_recorder(seen))
-        result = run_check(check, setting)
-        sys.settrace(None)
-        seconds = round(time.process_time() - begin, 1)
-        held = result.outcome in ("pass", "not-applicable")
-        line = {"check": name, "held": held, "seconds": seconds, "detail": result.detail[:80]}
+        with _only(part) as check:
+            if trace:
+                sys.settrace(_recorder(seen))
+            result = run_check(check, setting)
+            sys.settrace(None)
+        held = result.outcome in ("vacuous", "not-applicable")  # no control was run
+        line = {"check": part, "held": held, "seconds": round(time.process_time() - begin, 2),
+                "detail": result.detail[:80]}  # fmt: skip
         say(line | {"ran": sorted(seen)} if trace else line)
         if not held and not trace:
             return
+    for name in () if trace else dict.fromkeys(part.partition("/")[0] for part in parts):
+        missed = _passing_controls(name, setting)
+        say({"check": name, "held": not missed, "detail": f"still passes with {missed}"[:80]})
+        if missed:
+            return
+
+
+@contextmanager
+def _only(part: str) -> Iterator[Any]:
+    """A check without its controls, and of a piece only: `argument=value`, or one of its functions."""
+    from theory_checks.selection import select
+
+    name, _, piece = part.partition("/")
+    (check,) = select([name])
+    check, pieces = replace(check, controls={}, precise=False), SETTINGS["pieces"].get(name, [])
+    module = sys.modules[check.compare.__module__]
+    if "=" in piece:
+        argument, _, value = piece.partition("=")
+        check = replace(check, compare=partial(check.compare, **{argument: ast.literal_eval(value)}))
+    others = [other for other in pieces if piece and "=" not in piece and other not in (piece, "rest")]
+    kept = {other: getattr(module, other) for other in others}
+    try:
+        for other in others:
+            setattr(module, other, lambda *_: {})
+        yield check
+    finally:
+        for other, function in kept.items():
+            setattr(module, other, function)
+
+
+def _passing_controls(name: str, setting: Any) -> str:
+    """What of a check's controls is not refuted."""
+    import jax
+
+    from theory_checks.runner import MATMUL_PRECISION, _control_of, _optimizing
+    from theory_checks.selection import select
+
+    (check,) = select([name])
+    with jax.default_matmul_precision(MATMUL_PRECISION), _optimizing(check):
+        for broken, overrides in check.controls.items():
+            control = _control_of(check, setting, broken, overrides)
+            if control is not None and not control.refuted:
+                return broken
+    return ""
 
 
 def _recorder(seen: set[tuple[str, str]]) -> Callable:

@@ -16,16 +16,19 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from enumeration import SETTINGS, Mutant, mutants  # noqa: E402  (its folder is on the path only now)
-from forks import in_a_fork, preload, run_checks, run_tests  # noqa: E402
+from forks import in_a_fork, learn, preload, run_parts, run_tests  # noqa: E402
 
 SEEN = Path(__file__).with_name("seen.json")
-"""Seconds that each check takes, and the checks that run each function, from `--measure`."""
+"""Seconds that each part of a check takes, and the parts that run each function, from `--measure`."""
+PRECISE = ("closed-forms", "stability-formulas", "derivatives")
+"""Checks whose reference takes longer than the library: its numbers are computed once for all mutants."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.cache:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(arguments.cache)
-    if arguments.measure:
-        preload()
-        return _measure()
+    if arguments.measure is not None:
+        _prepare(arguments)
+        return _measure(arguments.measure)
     known = _read(arguments.results)
     chosen = [mutant for mutant in mutants() if not mutant.equivalent]
     if arguments.sample:
@@ -43,15 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list:
         print(*(f"{mutant.name}  line {mutant.line}: {mutant.code}" for mutant in chosen), sep="\n")
         return 0
-    preload()
+    _prepare(arguments)
     begin = time.monotonic()
-    for mutant in chosen:
-        if mutant.name in known:
+    for number, mutant in enumerate(chosen):
+        before = known.get(mutant.name)
+        mine = number % arguments.of[1] == arguments.of[0]
+        if not mine or (before and not _goes_on(before, mutant, arguments)):
             continue
         if arguments.minutes and time.monotonic() - begin > 60 * arguments.minutes:
             print(f"stopped after {arguments.minutes:g} minutes: run again to go on")
             break
-        result = _judge(mutant, arguments)
+        result = _judge(mutant, arguments, before)
         known[mutant.name] = result
         with arguments.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -67,23 +72,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
     parser.add_argument("--most", type=float, default=float("inf"), metavar="S",
                         help="seconds of checks that a mutant is shown to, by what they take unbroken; "
-                        "default: all that run what is broken")
+                        "default: all that run what is broken. With more than before survivors go on")
     parser.add_argument("--with-tests", action="store_true", help="let the tests try what the checks miss")
     parser.add_argument("--minutes", type=float, metavar="M", help="start no mutant after M minutes")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which one has no end")
     parser.add_argument("--results", type=Path, default=ROOT / "mutation.jsonl", metavar="FILE")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of compiled programs, between runs")
-    parser.add_argument("--measure", action="store_true",
+    parser.add_argument("--of", type=_share, default=(0, 1), metavar="K/N",
+                        help="the K-th of every N mutants: for N processes with a results file each")
+    parser.add_argument("--measure", nargs="*", metavar="CHECK",
                         help="write anew which check runs which function, and its seconds (some minutes)")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     return parser
 
 
-def _judge(mutant: Mutant, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run checks, and then tests, on a mutant until something notices."""
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Import what forks need, and compute what they have in common."""
+    preload()
+    with TemporaryDirectory() as own:
+        folder = arguments.cache or Path(own)
+        folder.mkdir(parents=True, exist_ok=True)
+        learn(PRECISE, folder / "reference.pickle", arguments.timeout)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    return int(number) - 1, int(count)
+
+
+def _goes_on(before: dict[str, Any], mutant: Mutant, arguments: argparse.Namespace) -> bool:
+    """Whether a survivor of an earlier run has not been shown all that it would be now."""
+    more = set(parts_for(mutant, arguments.most)[0]) - set(before["shown"])
+    return not before["killed_by"] and bool(more or arguments.with_tests > before["with_tests"])
+
+
+def _judge(mutant: Mutant, arguments: argparse.Namespace, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Test parts of checks not tested before, and then run tests, on a mutant until something notices."""
     begin = time.monotonic()
-    names, all_of_them = checks_for(mutant, arguments.most)
-    said, end = in_a_fork(mutant, partial(run_checks, names), arguments.timeout)
+    earlier = before["shown"] if before else []
+    parts, all_of_them = parts_for(mutant, arguments.most)
+    parts = [part for part in parts if part not in earlier]
+    said, end = in_a_fork(mutant, partial(run_parts, parts), arguments.timeout)
     failed = next((line for line in said if not line["held"]), None)
     killed_by = "a check" if failed else end
     detail = f"{failed['check']}: {failed['detail']}" if failed else ""
@@ -93,29 +122,31 @@ def _judge(mutant: Mutant, arguments: argparse.Namespace) -> dict[str, Any]:
         killed_by = "a test" if end or not all(line["held"] for line in said) else ""
     return {
         "name": mutant.name, "line": mutant.line, "code": mutant.code, "killed_by": killed_by,
-        "detail": detail, "tried": len(names), "all": all_of_them, "with_tests": arguments.with_tests,
+        "detail": detail, "shown": earlier + parts, "all": all_of_them, "with_tests": arguments.with_tests,
         "seconds": round(time.monotonic() - begin, 1),
     }  # fmt: skip
 
 
-def checks_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
-    """Checks that run what a mutant breaks, in turn, up to `most` seconds; and whether these are all.
+def parts_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
+    """Parts of checks that run what a mutant breaks, up to `most` seconds, and whether these are all.
 
-    First those that look at the module most directly, then the cheapest. What is at the level of a module
-    can reach all of them.
+    First those of the checks that look at the module most directly, then the cheapest. What is at the level
+    of a module can reach all of them.
     """
     seen = json.loads(SEEN.read_text("utf-8"))
-    first = [name for name in _first(mutant) if name in seen["seconds"]]
     function = mutant.function
     running = seen["functions"].get(mutant.module, {}).get(function, []) if function else seen["seconds"]
-    order = [name for name in first if name in running]
-    order += sorted((name for name in running if name not in order), key=lambda name: seen["seconds"][name])
+    first = _first(mutant)
+
+    def turn(part: str) -> tuple[bool, float]:
+        return part.partition("/")[0] not in first, seen["seconds"][part]
+
     kept, spent = [], 0.0
-    for name in order:
-        spent += seen["seconds"][name]
+    for part in sorted(running, key=turn):
+        spent += seen["seconds"][part]
         if kept and spent > most:
             return kept, False
-        kept.append(name)
+        kept.append(part)
     return kept, True
 
 
@@ -130,27 +161,34 @@ def _tests_of(mutant: Mutant) -> list[str]:
     return [name for name in names if (ROOT / "tests" / name).exists()]
 
 
-def _measure() -> int:
-    """Run every check unbroken, in a fork each, and write which functions it runs."""
-    said, end = in_a_fork(None, _names, 300)
+def _measure(patterns: Sequence[str]) -> int:
+    """Test every part of the checks named, unbroken, in a fork each, and write which functions it runs."""
+    said, _ = in_a_fork(None, partial(_names, patterns), 300)
     names = said[0]["names"] if said else []
-    seconds, functions = {}, {}
-    for name in names:
-        said, end = in_a_fork(None, partial(run_checks, [name], trace=True), 900)
+    seen = json.loads(SEEN.read_text("utf-8")) if patterns else {"seconds": {}, "functions": {}}
+    seconds, functions = seen["seconds"], seen["functions"]
+    for part in [part for part in seconds if part.partition("/")[0] in names]:
+        del seconds[part]
+    for table in functions.values():
+        for function, parts in table.items():
+            table[function] = [part for part in parts if part.partition("/")[0] not in names]
+    for part in [f"{name}/{piece}" if piece else name
+                 for name in names for piece in SETTINGS["pieces"].get(name, [""])]:  # fmt: skip
+        said, end = in_a_fork(None, partial(run_parts, [part], trace=True), 900)
         if end or not said[0]["held"]:
-            print(f"{name} does not hold where nothing is broken: {end or said[0]['detail']}")
+            print(f"{part} does not hold where nothing is broken: {end or said[0]['detail']}")
             return 1
-        seconds[name] = said[0]["seconds"]
+        seconds[part] = said[0]["seconds"]
         for module, function in said[0]["ran"]:
-            functions.setdefault(module, {}).setdefault(function, []).append(name)
-    SEEN.write_text(json.dumps({"seconds": seconds, "functions": functions}, sort_keys=True) + "\n", "utf-8")
+            functions.setdefault(module, {}).setdefault(function, []).append(part)
+    SEEN.write_text(json.dumps(seen, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     return 0
 
 
-def _names(say) -> None:
-    from theory_checks.selection import all_checks
+def _names(patterns: Sequence[str], say) -> None:
+    from theory_checks.selection import select
 
-    say({"names": [check.name for check in all_checks() if not check.alone]})
+    say({"names": [check.name for check in select(list(patterns)) if not check.alone]})
 
 
 def _read(path: Path) -> dict[str, dict]:
