@@ -141,6 +141,18 @@ MUTANTS = [
      "return jax.grad(matrix_loss)", "library-starts"),
     ("energies not squared", "nn/updates", "energies = update.singular_values**2",
      "energies = update.singular_values", "nonlinear-low-rank-updates"),
+    # The quick loop, which makes a gradient in the step that uses it.
+    ("gradient of the batch after", "descent", "gradient = jax.grad(loss)(weights, *((number,) if",
+     "gradient = jax.grad(loss)(weights, *((number + 1,) if", "library-descent"),
+    ("loss of the batch before", "descent", "    value = loss(weights, *((number,) if per_step",
+     "    value = loss(weights, *((number - 1,) if per_step", "library-descent"),
+    ("one step beyond a record", "descent", "lambda carry: carry[0] < goal", "lambda carry: carry[0] <= goal",
+     "library-descent"),
+    ("momentum forgotten at every record", "descent", "state.weights, state.optimizer_state\n    number,",
+     "state.weights, optimizer.init(state.weights)\n    number,", "library-descent"),
+    ("tolerance overlooked", "descent", " & (state.loss > tolerance)\n\n", "\n\n", "library-descent"),
+    ("handed over without its gradient", "descent", "if resumable and not every_step:", "if every_step:",
+     "library-descent"),
     # What survived when a stranger broke the library.
     ("identity for a Haar matrix", "initialization", "scale, dtype, jax.nn.initializers.orthogonal())",
      "scale, dtype, lambda _, shape, dtype: jnp.eye(*shape, dtype=dtype))", "haar-layers"),

@@ -115,10 +115,11 @@ def stage(say, code):
     say({"held": True})
     if code == "raise":
         raise RuntimeError
-    if code == "sleep":
-        time.sleep(60)
+    if code == "spin":
+        while True:
+            pass
 
-print([in_a_fork(None, partial(stage, code=code), 2) for code in ("", "raise", "sleep")])
+print([in_a_fork(None, partial(stage, code=code), 1) for code in ("", "raise", "spin")])
 """
 
 

@@ -6,8 +6,10 @@ import importlib.abc
 import importlib.util
 import inspect
 import json
+import math
 import os
 import pickle
+import resource
 import select
 import signal
 import sys
@@ -80,7 +82,7 @@ def _number(sign: int, mantissa: int, exponent: int, bits: int) -> Any:
     return mp.make_mpf((sign, libmp.MPZ(mantissa), exponent, bits))
 
 
-def learn(parts: Sequence[str], path: Path, timeout: float) -> None:
+def learn(parts: Sequence[str], path: Path, seconds: float) -> None:
     """Fill the memory of the reference's numbers from a file, or by a child that tests these parts."""
 
     from mpmath import mpf
@@ -93,21 +95,22 @@ def learn(parts: Sequence[str], path: Path, timeout: float) -> None:
         path.write_bytes(pickle.dumps(_VALUES))
 
     if not path.exists():
-        in_a_fork(None, stage, timeout)
+        in_a_fork(None, stage, seconds)
     if path.exists():
         _VALUES.update(pickle.loads(path.read_bytes()))
 
 
-def in_a_fork(mutant: Mutant | None, stage: Callable[[Say], None], timeout: float) -> tuple[list[Any], str]:
+def in_a_fork(mutant: Mutant | None, stage: Callable[[Say], None], seconds: float) -> tuple[list[Any], str]:
     """What a stage says in a child with the mutant, or with nothing broken; and how the child ended.
 
-    That is `""` where the stage came to its end, else `"an error"` or `"no end"`.
+    That is `""` where the stage came to its end, else `"an error"`, or `"no end"` after `seconds` of
+    processor time, or twenty times as long in all.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _stand_alone()
+        _stand_alone(seconds)
         if mutant is not None:
             sys.meta_path.insert(0, _Finder(mutant))
         code = 3
@@ -119,17 +122,21 @@ def in_a_fork(mutant: Mutant | None, stage: Callable[[Say], None], timeout: floa
         finally:
             os._exit(code)
     os.close(writing)
-    said, ended = _listen(reading, timeout)
+    said, ended = _listen(reading, 20 * seconds)
     if not ended:
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    failed = os.waitstatus_to_exitcode(status) != 0
-    return said, "no end" if not ended else "an error" if failed else ""
+    code = os.waitstatus_to_exitcode(status)
+    endless = not ended or code in (-signal.SIGXCPU, -signal.SIGKILL)
+    return said, "no end" if endless else "an error" if code else ""
 
 
-def _stand_alone() -> None:
-    """A process group of its own, so that all of it can be ended; no output."""
+def _stand_alone(seconds: float) -> None:
+    """A process group of its own, so that all of it can be ended; no output, and no more than its seconds."""
     os.setsid()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)

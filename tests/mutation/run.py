@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
                         "default: all that run what is broken. With more than before survivors go on")
     parser.add_argument("--with-tests", action="store_true", help="let the tests try what the checks miss")
     parser.add_argument("--minutes", type=float, metavar="M", help="start no mutant after M minutes")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds after which one has no end")
+    parser.add_argument("--timeout", type=float, default=600, metavar="S",
+                        help="processor seconds after which one has no end; default: 600")
     parser.add_argument("--results", type=Path, default=ROOT / "mutation.jsonl", metavar="FILE")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of compiled programs, between runs")
     parser.add_argument("--of", type=_share, default=(0, 1), metavar="K/N",

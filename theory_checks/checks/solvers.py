@@ -133,6 +133,9 @@ def _ends(setting: Setting) -> dict[str, Any]:
         "losses of a run that ends early": (losses[[0, 5, 10, 15]], early.losses),
         "end of a run that ends early": ([Status.REACHED_TOLERANCE, 15], [early.status, early.num_steps]),
         "end of a run that is stopped": ([Status.STOPPED, 10, 10], stopped),
+        "gradient where a run is stopped": (
+            networks.loss_and_gradients(exact, history[10])[1][0], called[0].gradient[0]
+        ),
         "steps of a run that is stopped": ([0, 5, 10], first.steps),
         "weights of a resumed run": (history[-1][0], whole.weights[0]),
         "steps of a resumed run": ([10, 15, 20, 23], whole.steps),
@@ -205,10 +208,10 @@ def _sweeps(setting: Setting) -> dict[str, Any]:
         pairs[f"losses of a sweep, {lanes} at a time"] = losses[range(len(ends)), ends], swept.losses
         last = np.array([history[end][0] for history, end in zip(histories, ends, strict=True)])
         pairs[f"weights of a sweep, {lanes} at a time"] = last, swept.weights[0]
-    return pairs | _sweeps_ofdata_of_problems(setting, stacked)
+    return pairs | _sweeps_of_data(setting, stacked)
 
 
-def _sweeps_ofdata_of_problems(setting: Setting, stacked) -> dict[str, Any]:
+def _sweeps_of_data(setting: Setting, stacked) -> dict[str, Any]:
     """Runs of one problem, one α, one momentum and one weight decay each."""
     sizes, numbers = (1.0, 0.5, 2.0), {"alpha": (1.0, 2.0, 0.5), "momentum": (0.0, 0.5, 0.3)}
     decays = (0.0, 0.1, 0.2)
