@@ -75,10 +75,11 @@ def test_a_mutant_is_shown_the_checks_that_run_its_function_those_of_its_module_
     measured = {part.partition("/")[0] for part in seen["seconds"]}
     assert measured >= {name for names in tool.SETTINGS["first"].values() for name in names}
     mutant = next(m for m in mutants if m.module == "sweeps" and m.function == "sweep" and not m.equivalent)
-    parts, all_of_them = tool.parts_for(mutant, float("inf"))
-    assert parts == ["domains/_solvers", "library-descent/_sweeps"]
-    assert all_of_them
-    assert tool.parts_for(mutant, 0.0) == (["domains/_solvers"], False)
+    assert tool.parts_for(mutant, float("inf")) == (["domains/_solvers", "library-descent/_sweeps"], True)
+    mutant = next(m for m in mutants if m.module == "flow" and m.function == "gradient_flow")
+    few, most = tool.parts_for(mutant, 0.0), tool.parts_for(mutant, 20.0)
+    assert few == (["domains/_solvers", "flow-solvers"], False)
+    assert len(few[0]) < len(most[0]) < len(tool.parts_for(mutant, float("inf"))[0])
 
 
 def test_pieces_of_checks_are_functions_beside_them_or_values_of_their_arguments(tool):
@@ -101,9 +102,10 @@ def test_a_survivor_goes_on_where_there_is_more_to_show_it(tool, mutants):
         return tool._goes_on(result, mutant, tool._parser().parse_args(options))
 
     assert goes_on(survived)
-    assert not goes_on(survived, "--most", "0")
-    assert goes_on(survived, "--most", "0", "--with-tests")
-    assert not goes_on(survived | {"killed_by": "a check"})
+    survived["shown"].append("library-descent/_sweeps")
+    assert not goes_on(survived)
+    assert goes_on(survived, "--with-tests")
+    assert not goes_on(survived | {"killed_by": "a check"}, "--with-tests")
 
 
 FORKS = """

@@ -91,9 +91,9 @@ def _parser() -> Parser:
     run.set_defaults(command=_run)
 
     dry = commands.add_parser(
-        "lower", parents=[only], help="lower every program of the checks for a device that is not here"
+        "lower", parents=[only], help="lower every program of the checks for devices that are not here"
     )
-    dry.add_argument("--device", choices=("cuda", "rocm", "tpu"), required=True)
+    dry.add_argument("--device", choices=("cuda", "rocm", "tpu"), nargs="+", required=True)
     dry.add_argument("--dtype", choices=DTYPES, default="float32")
     dry.set_defaults(command=_lower)
 
@@ -269,7 +269,7 @@ def _lower(arguments: argparse.Namespace) -> int:
     from theory_checks.lowering import recording
 
     failed = 0
-    with recording(arguments.device) as programs:  # before the library's modules are imported
+    with recording(*arguments.device) as programs:  # before the library's modules are imported
         _configure_jax("cpu", arguments.dtype)
 
         from theory_checks.runner import run_check
@@ -282,15 +282,18 @@ def _lower(arguments: argparse.Namespace) -> int:
             before = len(programs)
             result = run_check(check, Setting(dtype=arguments.dtype, seeds=1))
             new = programs[before:]
+            count = len(new) // len(arguments.device)
             calls = sorted({call for program in new for call in program.calls})
-            bad = {program.name: program.error.splitlines()[0] for program in new if program.error}
-            print(f"{check.name}: {len(new)} programs, custom calls {', '.join(calls) or 'none'}", flush=True)
-            for name, error in bad.items():
-                print(f"    {name} cannot be lowered: {error[:160]}")
+            print(f"{check.name}: {count} programs, custom calls {', '.join(calls) or 'none'}", flush=True)
+            bad = {(program.name, program.platform): program.error for program in new if program.error}
+            for (name, platform), error in bad.items():
+                reason = error.splitlines()[0][:160]
+                print(f"    {name} cannot be lowered for {platform}: {reason}", flush=True)
             if result.outcome == "error":
                 print(f"    the check itself failed here: {result.detail[:160]}")
             failed += bool(bad) or result.outcome == "error"
-    print(f"{len(programs)} programs lowered for {arguments.device} in {arguments.dtype}; none has run there")
+    count, devices = len(programs) // len(arguments.device), ", ".join(arguments.device)
+    print(f"{count} programs lowered for {devices} in {arguments.dtype}; none has run there")
     return FAILED if failed else OK
 
 

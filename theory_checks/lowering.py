@@ -6,7 +6,7 @@ calls, the functions of vendors' libraries that it needs there.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ class Program:
     name: str
     calls: tuple[str, ...] = ()
     error: str = ""
+    platform: str = ""
 
 
 def lower(function: Any, platform: str, /, *args: Any, **kwargs: Any) -> Program:
@@ -34,19 +35,19 @@ def lower(function: Any, platform: str, /, *args: Any, **kwargs: Any) -> Program
     --------
     >>> import jax, jax.numpy as jnp
     >>> lower(jax.jit(jnp.linalg.norm), "tpu", jnp.ones(3))
-    Program(name='norm', calls=(), error='')
+    Program(name='norm', calls=(), error='', platform='tpu')
     """
     name = getattr(function, "__name__", type(function).__name__)
     try:
         text = function.trace(*args, **kwargs).lower(lowering_platforms=(platform,)).as_text()
     except Exception as error:  # whatever it is, it is what would happen there
-        return Program(name, error=f"{type(error).__name__}: {error}")
-    return Program(name, tuple(sorted(set(re.findall(r"custom_call @([\w.]+)", text)))))
+        return Program(name, error=f"{type(error).__name__}: {error}", platform=platform)
+    return Program(name, tuple(sorted(set(re.findall(r"custom_call @([\w.]+)", text)))), platform=platform)
 
 
 @contextmanager
-def recording(platform: str, /) -> Iterator[list[Program]]:
-    """Within, every function that is jitted is lowered for `platform` when it is called with new shapes.
+def recording(*platforms: str) -> Iterator[list[Program]]:
+    """Within, every function that is jitted is lowered for `platforms` when it is called with new shapes.
 
     Modules that jit functions while they are imported have to be imported inside.
     """
@@ -56,7 +57,7 @@ def recording(platform: str, /) -> Iterator[list[Program]]:
     def jit(function: Callable | None = None, /, **options: Any) -> Any:
         if function is None:
             return lambda function: jit(function, **options)
-        return _Recorded(original(function, **options), platform, programs)
+        return _Recorded(original(function, **options), platforms, programs)
 
     jax.jit = jit
     try:
@@ -68,8 +69,8 @@ def recording(platform: str, /) -> Iterator[list[Program]]:
 class _Recorded:
     """A jitted function that is lowered for another platform, too."""
 
-    def __init__(self, jitted: Any, platform: str, programs: list[Program]):
-        self._jitted, self._platform, self._programs = jitted, platform, programs
+    def __init__(self, jitted: Any, platforms: Sequence[str], programs: list[Program]):
+        self._jitted, self._platforms, self._programs = jitted, platforms, programs
         self._seen: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +80,8 @@ class _Recorded:
             key = f"{kinds}{structure}"
             if key not in self._seen:
                 self._seen.add(key)
-                self._programs.append(lower(self._jitted, self._platform, *args, **kwargs))
+                for platform in self._platforms:
+                    self._programs.append(lower(self._jitted, platform, *args, **kwargs))
         return self._jitted(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

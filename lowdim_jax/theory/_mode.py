@@ -3,9 +3,10 @@
 Below the target s = ln(σ / (σ* − σ)), above it s = −ln(σ − σ*); both grow, ṡ = K(σ) max(1, σ*/σ).
 Close to the target ṡ is constant, far from it an exponential of s; between, 1/ṡ is analytic in
 the strip |Im s| < π/2. With one rate for all factors the time is a power series on either side of
-half-way (`_series`); over short distances, where their difference cancels, and with discrepant rates it is
-a Gauss-Legendre quadrature, which converges geometrically on panels of fixed width. Nothing cancels or
-overflows, at any time and from either side, σ* = 0 included, nor where ε^L is below the smallest number.
+half-way (`_series`), with discrepant rates a Gauss-Legendre quadrature, which converges geometrically on
+panels of fixed width. Nothing overflows, at any time and from either side, σ* = 0 included, nor where ε^L
+is below the smallest number; and nothing cancels but what does in `s` itself: over a short way the
+difference of two series has the digits that the level has beyond the start, as a quadrature would.
 """
 
 import math
@@ -105,7 +106,6 @@ def _gauss_legendre(panels: int, order: int) -> tuple[np.ndarray, np.ndarray]:
 
 _WHOLE_WAY = _gauss_legendre(panels=8, order=48)
 _STRIDE, _ONE_STRIDE = 2.5, _gauss_legendre(panels=1, order=16)
-_SHORT, _SHORT_WAY = 0.5, _gauss_legendre(panels=1, order=6)
 
 
 def _duration(mode, s, move, rule):
@@ -123,10 +123,7 @@ def _elapsed(mode, origin, s):
     """Flow time from position `origin` to `s`; derivatives in both are exact, not those of a quadrature."""
     if mode.alpha is not None:
         return _duration(mode, origin, s - origin, _WHOLE_WAY)
-    short = s - origin < _SHORT
-    near = _duration(mode, origin, jnp.where(short, s - origin, 0), _SHORT_WAY)
-    far = jnp.where(mode.rising, _risen(mode, origin, s), _fallen(mode, origin, s))
-    return jnp.where(short, near, far)
+    return jnp.where(mode.rising, _risen(mode, origin, s), _fallen(mode, origin, s))
 
 
 @_elapsed.defjvp

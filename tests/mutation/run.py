@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, metavar="N", help="N mutants drawn at random, not all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
     parser.add_argument("--most", type=float, default=float("inf"), metavar="S",
-                        help="seconds of checks that a mutant is shown to, by what they take unbroken; "
-                        "default: all that run what is broken. With more than before survivors go on")
+                        help="seconds of checks, by what they take unbroken, beyond those that look at its "
+                        "module directly; default: all that run it. With more than before survivors go on")
     parser.add_argument("--with-tests", action="store_true", help="let the tests try what the checks miss")
     parser.add_argument("--minutes", type=float, metavar="M", help="start no mutant after M minutes")
     parser.add_argument("--timeout", type=float, default=600, metavar="S",
@@ -129,10 +129,10 @@ def _judge(mutant: Mutant, arguments: argparse.Namespace, before: dict[str, Any]
 
 
 def parts_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
-    """Parts of checks that run what a mutant breaks, up to `most` seconds, and whether these are all.
+    """Parts of checks that run what a mutant breaks, in turn, and whether these are all.
 
-    First those of the checks that look at the module most directly, then the cheapest. What is at the level
-    of a module can reach all of them.
+    First those of the checks that look at the module most directly, then of the others the cheapest, up to
+    `most` seconds. What is at the level of a module can reach all of them.
     """
     seen = json.loads(SEEN.read_text("utf-8"))
     function = mutant.function
@@ -144,8 +144,9 @@ def parts_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
 
     kept, spent = [], 0.0
     for part in sorted(running, key=turn):
-        spent += seen["seconds"][part]
-        if kept and spent > most:
+        is_other, seconds = turn(part)
+        spent += is_other * seconds
+        if spent > most:
             return kept, False
         kept.append(part)
     return kept, True

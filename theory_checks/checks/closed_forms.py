@@ -9,6 +9,7 @@ import numpy as np
 
 from lowdim_jax import theory
 from lowdim_jax.linalg import LowRank
+from lowdim_jax.theory.two_layers import imbalance
 from theory_checks.pairs import evidence_of
 from theory_checks.reference import modes, networks, originals
 from theory_checks.reference.random_matrices import haar
@@ -201,6 +202,11 @@ def stability_formulas(setting: Setting, /, *, extra_depth=0) -> Evidence:
     plain = np.multiply([counts[1]] * 3, 1.5)
     pairs["explicit steps, α = 1"] = plain, theory.explicit_steps(stack, depth=3, **fit)
     three = [3.0, 2.0, 0.5]
+    layers = np.array([[0.3, 0.4], [0.0, 0.7]]), np.array([[0.5, 0.0], [0.2, 0.6], [0.1, -0.8]])
+    difference = layers[1].T @ layers[1] - layers[0] @ layers[0].T
+    between = np.trace(difference) / 2
+    off = np.linalg.norm(difference - between * np.eye(2)) / sum(np.sum(layer**2) for layer in layers)
+    pairs["imbalance of two layers"] = [between, off], imbalance(*layers)
     pairs["plateaus"] = np.array(modes.plateaus(three), float), theory.plateau_losses(cast(three))
     for depth in (2, 3, 4):
         factors = np.array([[1.1, 0.7, 1.3, 0.8], [0.4, 2.0, 0.9, 1.2]])[:, :depth]
