@@ -132,11 +132,11 @@ def parts_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
     """Parts of checks that run what a mutant breaks, in turn, and whether these are all.
 
     First those of the checks that look at the module most directly, then of the others the cheapest, up to
-    `most` seconds. What is at the level of a module can reach all of them.
+    `most` seconds. What is at the level of a module, or runs while it is imported, can reach all of them.
     """
     seen = json.loads(SEEN.read_text("utf-8"))
     function = mutant.function
-    running = seen["functions"].get(mutant.module, {}).get(function, []) if function else seen["seconds"]
+    running = seen["functions"].get(mutant.module, {}).get(function) or seen["seconds"]
     first = _first(mutant)
 
     def turn(part: str) -> tuple[bool, float]:
@@ -146,7 +146,7 @@ def parts_for(mutant: Mutant, most: float) -> tuple[list[str], bool]:
     for part in sorted(running, key=turn):
         is_other, seconds = turn(part)
         spent += is_other * seconds
-        if spent > most:
+        if kept and spent > most:
             return kept, False
         kept.append(part)
     return kept, True

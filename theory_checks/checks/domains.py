@@ -207,7 +207,8 @@ def _solvers(setting: Setting) -> Calls:
     eye = jnp.eye(3, dtype=setting.dtype)
     problem, weights, rule = ld.factorization(eye), (eye, eye), ld.GradientDescent(0.1)
     train = ld.gradient_descent
-    for options in ({"steps": -1}, {"steps": 1, "record_every": 0}, {"steps": 1, "callback_every": 0}):
+    for options in ({"steps": -1}, {"steps": 1, "record_every": 0}, {"steps": 1, "callback_every": 0},
+                    {"steps": 2**31 - 1}):  # fmt: skip
         yield f"descent, {options}", lambda options=options: train(problem, weights, rule, **options)
     yield "descent on a number", lambda: train(1.0, weights, rule, steps=1)  # type: ignore[arg-type]
     for clock in ([], [1.0, 0.5], [-1.0, 1.0], [0.0, np.inf], [[1.0]], [0.0]):
@@ -267,6 +268,7 @@ def _borders(setting: Setting) -> Calls:
     )
     yield "a target of one component", lambda: ld.factorization(eye * np.array([1, 0, 0], setting.dtype))
     key, half = jax.random.key(0), {"scale": 0.5, "dtype": setting.dtype}
+    yield "one separated of two", lambda: separated_target(key, 2, 1)
     low = linalg.svd(jnp.diag(jnp.asarray([2.0, 1.0, 0.5], setting.dtype))).truncate(1)
     yield "reduction of orthogonal layers", lambda: ld.reduce(ld.orthogonal(key, (3, 3), **half), low)
     yield "reduction of any outer layers", lambda: ld.reduce(

@@ -131,7 +131,10 @@ def _of_fits(setting: Setting) -> dict[str, Any]:
     huge = 1e30 if setting.dtype == "float32" else 1e200
     for name, size in {"exact": 1.0, "tiny": 1 / huge, "huge": huge}.items():
         found = ld.fit(_problem(setting, noisy=False, size=size))
+        top = size * np.linalg.svd(np.where(data["mask"], data["target"], 0) / np.mean(data["mask"]))[1][0]
         pairs |= {
+            f"{name}: rate, half of the edge": (1 / (3 * top ** (4 / 3)), found.settings["learning_rate"]),
+            f"{name}: scale": ((1e-7 * top) ** (1 / 3), found.settings["scale"]),
             f"{name}: matrix": (data["target"], np.asarray(ld.end_to_end(found.weights)) / size),
             f"{name}: rank, status": ([2, Status.REACHED_TOLERANCE], [found.settings["rank"], found.status]),
             f"{name}: converged, not noisy": ([True, False], [found.converged, found.noisy]),
@@ -150,6 +153,10 @@ def _of_fits(setting: Setting) -> dict[str, Any]:
         )
         for size in (1.0, 2.0**-30)
     ]
+    asked = [[0.1 * size**0.5, rate / size] for size in (1.0, 2.0**-30)]
+    pairs["given settings, as used"] = (
+        asked, [[run.settings["scale"], run.settings["learning_rate"]] for run in runs]
+    )  # fmt: skip
     pairs["given settings, tiny: losses"] = runs[0].losses, runs[1].losses * 2.0**60
     pairs["given settings, tiny: weights"] = (
         ld.end_to_end(runs[0].weights), ld.end_to_end(runs[1].weights) * 2.0**30
