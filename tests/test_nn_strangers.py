@@ -174,5 +174,54 @@ def test_a_member_of_a_stack_without_gradient_is_named():
         kernel = model.layers[0].kernel[...]
         return sum(jnp.sum((x @ kernel[member]) ** 2) for member in (0, 1))
 
-    with pytest.raises(ValueError, match="gradient 0 in member 2 of its stack"):
+    with pytest.raises(ValueError, match=r"gradient 0 in member 2 of its stack.* rngs="):
         nn.adapt(model, ".*", rank=1, loss=first_two, batch=(X,))
+    left, right = _sides(model)
+    report = nn.adapt(model, ".*", rank=1, loss=first_two, batch=(X,), zero=None, rngs=nnx.Rngs(0))
+    delta = model.layers[0].delta
+    inward, outward = np.asarray(delta.inward.kernel[...]), np.asarray(delta.outward[...])
+    np.testing.assert_allclose(np.linalg.norm(inward, axis=(1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose((inward @ outward)[:2], left @ right, atol=1e-5)
+    assert 0 < report.layers[0].energy < 1
+
+
+def _sides(model):
+    """Best rank-1 parts of the negative gradients of the first two members, by NumPy."""
+    kernel = np.asarray(model.layers[0].kernel[...], float)[:2]
+    x = np.asarray(X, float)
+    surrogates = [-2 * x.T @ x @ matrix for matrix in kernel]  # of Σ (x W)²
+    parts = [np.linalg.svd(matrix) for matrix in surrogates]
+    return np.stack([u[:, :1] for u, _, _ in parts]), np.stack([v[:1] for _, _, v in parts])
+
+
+def test_a_layer_without_gradient_starts_at_random_where_the_others_start_from_theirs():
+    parts = {name: nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for name in ("used", "unused")}
+
+    class Half(nnx.Module):
+        def __init__(self):
+            self.parts = nnx.data(dict(parts))
+
+        def __call__(self, x):
+            return self.parts["used"](x)
+
+    options = {"loss": squares, "batch": (X,), "rngs": nnx.Rngs(0)}
+    for rank in (1, None, "noise"):
+        half = nnx.clone(Half())
+        report = nn.adapt(half, ".*", rank=rank, **options)
+        energies = {line.path: line.energy for line in report.layers}
+        assert np.isnan(energies["parts.unused"]), rank
+        assert energies["parts.used"] > 0, rank
+        assert report.ranks["parts.unused"] == 1, rank
+        assert np.any(half.parts["unused"].delta.inward.kernel[...]), rank
+    with pytest.raises(ValueError, match=r"'parts\.unused' has the gradient 0"):
+        nn.adapt(Half(), ".*unused", rank=1, **options)
+
+
+def test_a_layer_inside_a_weight_norm_is_left_alone_and_the_report_says_why():
+    inner = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(1)), nnx.WeightNorm(inner, rngs=nnx.Rngs(2)))
+    report = nn.adapt(model, ".*", rank=1, loss=squares, batch=(X,))
+    assert report.ranks == {"layers.0": 1}
+    assert report.skipped == {"layers.1.layer_instance": "a WeightNorm around it reads its parameters"}
+    with pytest.raises(ValueError, match="a WeightNorm around it"):
+        nn.compress(model, r"layers\.1.*", rank=1)

@@ -22,8 +22,8 @@ from lowdim_jax.nn.deltas import (
     chosen_ranks,
     delta_of,
     energies_of,
-    leading_directions,
     random_directions,
+    start_directions,
     start_factors,
     surrogates_of,
     targets,
@@ -200,7 +200,7 @@ def adapt(
         With `rank=None`: number of parameters in all, spent where a component's `σ_i²`, the first-order
         decrease of the loss that it brings, is largest for its parameters. `energy` plays no part.
     rngs
-        For a random start.
+        For a random start, of all layers or of those whose gradient is 0 on this batch.
 
     Returns
     -------
@@ -209,14 +209,15 @@ def adapt(
     Raises
     ------
     ValueError
-        If nothing matches, a setting is out of range, or a gradient vanishes or is not finite.
+        If nothing matches, a setting is out of range, or a gradient is not finite or 0; given `rngs`, if
+        all are 0.
 
     Examples
     --------
     >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
     >>> print(adapt(model, "layers.0", rank=2, start="random", rngs=nnx.Rngs(1)))
     layers.0: Linear 5×6, rank 2, 22 parameters
-    1 layers, 22 parameters
+    1 layer, 22 parameters
     """
     _check(depth, start, zero, scale, alpha, loss, rngs)
     check_rank_choice(rank, energy, budget, chosen_from_surrogate=start == "surrogate")
@@ -224,9 +225,9 @@ def adapt(
     surrogates = None
     if start == "surrogate" and loss is not None:
         if isinstance(rank, str):
-            surrogates, rank = above_noise(model, found, loss, batch)
+            surrogates, rank = above_noise(model, found, loss, batch, some_vanish=rngs is not None)
         else:
-            surrogates = surrogates_of(model, found, loss, batch)
+            surrogates = surrogates_of(model, found, loss, batch, some_vanish=rngs is not None)
     rule = {"depth": depth, "energy": energy, "budget": budget}
     ranks = chosen_ranks(found, rank, lambda: map(energies_of, surrogates or ()), **rule)
     lines, new = [], {}
@@ -235,7 +236,7 @@ def adapt(
         if surrogates is None:
             left, right, kept = *random_directions(rngs, kernel, r), math.nan
         else:
-            left, right, kept = leading_directions(surrogates[index], r)
+            left, right, kept = start_directions(surrogates[index], kernel, r, rngs)
         dtype = getattr(layer, kernel.name).dtype
         factors = start_factors(left, right, depth=depth, scale=scale, dtype=dtype)
         offset = delta_of(layer, kernel, factors, DeltaStart) if zero == "offset" else None

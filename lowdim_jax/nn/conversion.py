@@ -18,8 +18,8 @@ from lowdim_jax.nn.deltas import (
     chosen_ranks,
     delta_of,
     energies_of,
-    leading_directions,
     random_directions,
+    start_directions,
     start_factors,
     surrogates_of,
     targets,
@@ -156,7 +156,7 @@ def compress(
     energy, budget
         As for `adapt`, of `W`, or of `W X` where a batch is given.
     rngs
-        For a random start.
+        For a random start, of all layers or of those whose gradient is 0 on this batch.
 
     Returns
     -------
@@ -174,7 +174,7 @@ def compress(
     >>> model = nnx.Sequential(nnx.Linear(6, 5, rngs=nnx.Rngs(0)))
     >>> print(nn.compress(model, "layers.0", rank=5))
     layers.0: Linear 5×6, rank 5, 80 parameters, energy 1.000
-    1 layers, 80 parameters
+    1 layer, 80 parameters
     """
     check_depth(depth, least=2)
     if start not in ("cut", "surrogate", "random"):
@@ -222,10 +222,10 @@ def _cuts(model, found, loss, batch, rngs) -> tuple[Callable, Callable]:
 
 
 def _surrogate_starts(model, found, loss, batch, rngs) -> tuple[Callable, Callable]:
-    surrogates = surrogates_of(model, found, loss, batch)
+    surrogates = surrogates_of(model, found, loss, batch, some_vanish=rngs is not None)
 
     def factors_of(index, kernel, *, rank, depth, scale):
-        left, right, kept = leading_directions(surrogates[index], rank)
+        left, right, kept = start_directions(surrogates[index], kernel, rank, rngs)
         return start_factors(left, right, depth=depth, scale=scale, dtype=left.dtype), kept
 
     return lambda: map(energies_of, surrogates), factors_of

@@ -105,8 +105,11 @@ def targets(
     """
     found, skipped = {}, {}
     inside = [names for names, layer in nnx.iter_modules(model) if isinstance(layer, done)]
+    wrapped = _read_by_a_wrapper(model)
     for path, names, layer in matching(model, pattern):
-        if any(names[: len(outer)] == outer for outer in inside):
+        if id(layer) in wrapped:
+            skipped[path] = f"a {wrapped[id(layer)]} around it reads its parameters"
+        elif any(names[: len(outer)] == outer for outer in inside):
             if not any(names[: len(outer)] == outer != names for outer in inside):
                 skipped[path] = "it has factors already"
         elif isinstance(layer, tuple(KINDS)) or _has_matrix(layer):
@@ -122,6 +125,18 @@ def targets(
     return found, skipped
 
 
+def _read_by_a_wrapper(model: nnx.Module) -> dict[int, str]:
+    """Layers whose parameters another one normalizes before each call, by `id`, and the name of its kind."""
+    kinds = nnx.WeightNorm, nnx.SpectralNorm
+    return {
+        id(layer): type(wrapper).__name__
+        for _, wrapper in nnx.iter_modules(model)
+        if isinstance(wrapper, kinds)
+        for _, layer in nnx.iter_modules(wrapper.layer_instance)
+        if isinstance(layer, tuple(KINDS))
+    }
+
+
 def _real(layer: Any, kernel: Kernel) -> Kernel:
     dtype = getattr(layer, kernel.name).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -135,20 +150,31 @@ def _has_matrix(layer: nnx.Module) -> bool:
     return isinstance(weights, nnx.Variable) and weights.ndim > 1
 
 
-def surrogates_of(model: nnx.Module, found: Found, loss: Callable, batch: tuple, /) -> list[Any]:
-    """`−∂ℓ/∂W` of every layer, as matrices `(copies, d_out, d_in)`, from one gradient of the model."""
+def surrogates_of(
+    model: nnx.Module, found: Found, loss: Callable, batch: tuple, /, *, some_vanish: bool = False
+) -> list[Any]:
+    """`−∂ℓ/∂W` of every layer, as matrices `(copies, d_out, d_in)`, from one gradient of the model.
+
+    Raises
+    ------
+    ValueError
+        If one is not finite or 0; with `some_vanish`, if one is not finite or all are 0.
+    """
     paths = [(*names, kernel.name) for _, kernel, names in found.values()]
     slopes, matrices = gradients(model, paths, loss, batch), []
+    some_vanish = some_vanish and any(is_traced(slope) or np.any(np.asarray(slope)) for slope in slopes)
+    advice = " With rngs=nnx.Rngs(…) such a layer starts from random directions."
+    how = {"may_vanish": some_vanish, "advice": "" if some_vanish else advice}
     for (path, (_, kernel, _)), gradient in zip(found.items(), slopes, strict=True):
         d_out, d_in = kernel.shape
         surrogate = -kernel.matrices(gradient).reshape(-1, d_in, d_out).swapaxes(-1, -2)
-        surrogate = check_gradient(f"the layer at {path!r}", surrogate, "at the model's weights")
+        surrogate = check_gradient(f"the layer at {path!r}", surrogate, "at the model's weights", **how)
         matrices.append(on_host(surrogate.astype(at_least_single(surrogate.dtype))))
     return matrices
 
 
 def above_noise(
-    model: nnx.Module, found: Found, loss: Callable, batch: tuple, /
+    model: nnx.Module, found: Found, loss: Callable, batch: tuple, /, *, some_vanish: bool = False
 ) -> tuple[list[Any], dict[str, int]]:
     """Surrogates, and how many components of each exceed the spectral norm of its noise, at least one.
 
@@ -165,7 +191,9 @@ def above_noise(
         raise ValueError("rank='noise' halves the batch, expected arrays of one length of at least 2")
     middle = count // 2
     halves = [
-        surrogates_of(model, found, loss, jax.tree.map(lambda leaf, s=rows: leaf[s], batch))
+        surrogates_of(
+            model, found, loss, jax.tree.map(lambda leaf, s=rows: leaf[s], batch), some_vanish=some_vanish
+        )
         for rows in (slice(0, middle), slice(middle, 2 * middle))
     ]
     surrogates, ranks = [], {}
@@ -196,6 +224,21 @@ def chosen_ranks(found: Found, rank: Any, energies_of: Callable, /, **rule: Any)
 def energies_of(matrices: Any, /) -> np.ndarray:
     """`σ_i²` of matrices `(copies, d_out, d_in)`, descending, summed over the copies."""
     return np.sum([np.asarray(svd(as_array(m)).singular_values, float) ** 2 for m in matrices], axis=0)
+
+
+def start_directions(
+    matrices: Any, kernel: Kernel, rank: int, rngs: nnx.Rngs | None, /
+) -> tuple[Any, Any, Any]:
+    """As `leading_directions`, but random ones where a matrix is 0 and `rngs` are given."""
+    here = rngs is not None and not is_traced(matrices)
+    dead = ~np.any(np.asarray(matrices), axis=(-2, -1)) if here else np.zeros(len(matrices), bool)
+    if not dead.any():
+        return leading_directions(matrices, rank)
+    left, right = (np.array(side) for side in random_directions(rngs, kernel, rank))
+    if dead.all():
+        return left, right, math.nan
+    left[~dead], right[~dead], kept = leading_directions(matrices[~dead], rank)
+    return left, right, kept
 
 
 def leading_directions(matrices: Any, rank: int, /) -> tuple[Any, Any, Any]:

@@ -135,10 +135,13 @@ def leading_components(matrix: jax.Array | np.ndarray, rank: int, /) -> LowRank:
     return leading_svd(matrix, rank)
 
 
-def check_gradient(name: str, gradient: jax.Array, where: str, /) -> jax.Array:
+def check_gradient(
+    name: str, gradient: jax.Array, where: str, /, *, advice: str = "", may_vanish: bool = False
+) -> jax.Array:
     """The gradient itself, unless it vanishes or is not finite; traced ones are checked when they run.
 
-    Of a stack `(copies, …)` each member is looked at.
+    Of a stack `(copies, …)` each member is looked at. `may_vanish` lets a gradient of 0 pass, unless it
+    is traced; `advice` ends the error's text.
 
     Raises
     ------
@@ -147,14 +150,14 @@ def check_gradient(name: str, gradient: jax.Array, where: str, /) -> jax.Array:
     """
     vanishes = (
         f"{name} has the gradient 0 {where}, so no singular vectors to start from: does a ReLU without "
-        "bias follow it, or does the loss not depend on it?"
+        f"bias follow it, or does the loss not depend on it?{advice}"
     )
     if is_traced(gradient):
         bad = jnp.logical_not(jnp.isfinite(gradient).all() & jnp.any(gradient != 0, axis=(-2, -1)).all())
         return equinox.error_if(gradient, bad, f"{vanishes} Or it is not finite.")
     check_finite(f"the gradient {where} of {name}", gradient)
     alive = np.any(np.asarray(gradient), axis=(-2, -1))
-    if not alive.all():
+    if not alive.all() and not may_vanish:
         member = f" in member {int(np.argmin(alive))} of its stack" if alive.size > 1 else ""
         raise ValueError(vanishes.replace(" has the gradient 0", f" has the gradient 0{member}", 1))
     return gradient

@@ -92,5 +92,7 @@ def ranks_within(
 
 
 def _smallest(values: np.ndarray, energy: float) -> int:
+    if not np.any(values):  # a layer that the loss does not feel
+        return 1
     held = np.cumsum(values) / np.sum(values)
     return min(int(np.sum(held < energy)) + 1, len(values))

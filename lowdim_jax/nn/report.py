@@ -86,4 +86,5 @@ class Report:
     def __str__(self) -> str:
         lines = [str(layer) for layer in self.layers]
         lines += [f"{path}: left alone, {reason}" for path, reason in self.skipped.items()]
-        return "\n".join([*lines, f"{len(self.layers)} layers, {self.parameters:,} parameters"])
+        layers = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        return "\n".join([*lines, f"{layers}, {self.parameters:,} parameters"])
