@@ -152,7 +152,9 @@ def compress(
     loss
         `loss(model, *batch)`, for the surrogate.
     scale
-        `ε`, for a start that is not a cut; None keeps the variance of activations.
+        `ε`, for a start that is not a cut. None keeps the size of activations: `ε = (d_out / r̂)^{1/2L}`
+        for random directions, which see `r̂/d_in` of the inputs, and 1 for those of a surrogate, which
+        see nearly all of them.
     energy, budget
         As for `adapt`, of `W`, or of `W X` where a batch is given.
     rngs
@@ -196,7 +198,8 @@ def compress(
     for index, (path, (layer, kernel, _)) in enumerate(found.items()):
         d_out, d_in = kernel.shape
         r = ranks[path]
-        epsilon = variance_scale((d_in, *[r] * (depth - 1), d_out)) if scale is None else scale
+        usual = 1.0 if start == "surrogate" else variance_scale((d_in, *[r] * (depth - 1), d_out))
+        epsilon = usual if scale is None else scale
         factors, kept = factors_of(index, kernel, rank=r, depth=depth, scale=epsilon)
         new[id(layer)] = _with_factors(layer, kernel, factors)
         size, copies = sum(factor.size for factor in factors), math.prod(kernel.stack)

