@@ -13,10 +13,11 @@ Cells are `examples:rank`; by default all of 8, 64, 512 examples with ranks 2, 8
 One protocol for all methods: Adam, rate falling linearly to zero, the same steps and batches. Each method's
 rate is the best in each cell by its mean validation loss (`text`) or accuracy (`images`, where a few examples
 only ever raise the loss) over two draws of examples that no seed has, on a grid of factors √10 which is
-extended until the best rate is inside it. Then that rate on every seed, measured on test data. Every run is appended to FILE at once; a run that is in it already is not repeated, and with
-all of them there the command prints the table of FILE alone. On one thread of a server's core a cell of four
-adapters takes two minutes (`images`) to three (`text`), most of it compilation, so set
-`JAX_COMPILATION_CACHE_DIR`; OPENBLAS_NUM_THREADS=1 keeps its threads from spinning.
+extended until the best rate is inside it. Then that rate on every seed, measured on test data. Every run is
+appended to FILE at once; a run that is in it already is not repeated, and with all of them there the command
+prints the table of FILE alone. On one thread of a server's core a cell of four adapters takes two minutes
+(`images`) to three (`text`), most of it compilation, so set `JAX_COMPILATION_CACHE_DIR`;
+OPENBLAS_NUM_THREADS=1 keeps its threads from spinning.
 """
 
 import argparse
@@ -204,12 +205,11 @@ def tuned(log: Log, task: Task, **setting) -> float:
         around = {best - 1, best, best + 1}
 
 
-def report(log: Log) -> None:
+def report(finals: list[dict]) -> None:
     """One line for each method and cell: rate, test loss and its difference to LoRA's, and the rest."""
     cells: dict[tuple, dict] = {}
-    for one in log.runs:
-        if one["final"] and all(one[key] == value for key, value in log.protocol.items()):
-            cells.setdefault((one["examples"], one["rank"], one["method"]), {})[one["seed"]] = one
+    for one in finals:
+        cells.setdefault((one["examples"], one["rank"], one["method"]), {})[one["seed"]] = one
     for (count, rank, method), runs in sorted(cells.items()):
         lora = cells.get((count, rank or 8, "nnx.LoRA"), {})
         parts = []
@@ -407,6 +407,7 @@ def main() -> None:
     task = {"images": images, "text": text}[options.task](options)
     protocol = {"task": options.task, "steps": task.steps, "batch": task.batch}
     log = Log(options.out, protocol | ({"size": options.size} if options.task == "images" else {}))
+    finals = []
     for cell in options.cells:
         count, rank = map(int, cell.split(":"))
         for method in options.methods:
@@ -414,8 +415,8 @@ def main() -> None:
             setting = {"method": method, "rank": 0 if plain else rank, "examples": count}
             rate = tuned(log, task, **setting)
             for seed in range(options.seeds):
-                log.get(task, seed=seed, rate=rate, final=True, **setting)
-    report(log)
+                finals.append(log.get(task, seed=seed, rate=rate, final=True, **setting))
+    report(finals)
 
 
 if __name__ == "__main__":
