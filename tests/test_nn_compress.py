@@ -155,19 +155,21 @@ def test_ranks_follow_energy_or_a_budget_and_every_factor_learns():
         np.testing.assert_allclose(parameter[...], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("start", ["surrogate", "random"])
-def test_from_scratch_the_factors_start_at_orthonormal_directions_of_the_stated_scale(start):
+@pytest.mark.parametrize(
+    ("start", "scale", "expected"), [("surrogate", 0.5, 0.5), ("surrogate", None, 1.0), ("random", 0.5, 0.5)]
+)
+def test_from_scratch_the_factors_start_at_orthonormal_directions_of_the_stated_scale(start, scale, expected):
     model = Every(nnx.Rngs(0))
     slope = np.asarray(nnx.grad(loss)(model, TOKENS, LABELS)["dense"]["kernel"][...])
     options = {"loss": loss, "batch": (TOKENS, LABELS)} if start == "surrogate" else {"rngs": nnx.Rngs(1)}
-    nn.compress(model, "dense|convolution", rank=2, start=start, scale=0.5, **options)
+    nn.compress(model, "dense|convolution", rank=2, start=start, scale=scale, **options)
     first, middle, last = (np.asarray(factor[...]) for factor in model.dense.factors)
-    np.testing.assert_allclose(first @ first.T, 0.25 * np.eye(2), atol=1e-5)
-    np.testing.assert_allclose(last.T @ last, 0.25 * np.eye(2), atol=1e-5)
-    np.testing.assert_allclose(middle, 0.5 * np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(first @ first.T, expected**2 * np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(last.T @ last, expected**2 * np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(middle, expected * np.eye(2), atol=1e-6)
     if start == "surrogate":
         left, _, right = np.linalg.svd(-slope.T)
-        np.testing.assert_allclose(last @ first, 0.25 * left[:, :2] @ right[:2], atol=1e-4)
+        np.testing.assert_allclose(last @ middle @ first, expected**3 * left[:, :2] @ right[:2], atol=1e-4)
 
 
 @pytest.mark.parametrize(
