@@ -36,7 +36,7 @@ from lowdim_jax.initialization import spectral
 from lowdim_jax.linalg import LowRank
 from lowdim_jax.networks import Weights, check_depth, compressed_widths, widths
 from lowdim_jax.optimizers import GradientDescent
-from lowdim_jax.problems.base import Problem
+from lowdim_jax.problems.base import Problem, check_problem
 from lowdim_jax.theory import stability
 from lowdim_jax.trajectory import Status
 
@@ -184,6 +184,7 @@ def fit(
     >>> found.settings["rank"], found.converged, bool(problem.recovery_error(found.weights) < 1e-4)
     (2, True, True)
     """
+    check_problem(problem)
     depth = depth if start is None else len(start)
     check_depth(depth, least=2)
     if not 0 < tolerance < 1:
@@ -273,7 +274,9 @@ def fit(
     if saved is not None:
         saved.close()
     spent = int(run.state.step)
-    outcome = _Outcome(run.best, Status(int(trajectory.status)), trajectory.message)
+    ours = trajectory.status == Status.STOPPED and not asked
+    ended = f"{spent} steps of descent" if ours else trajectory.message
+    outcome = _Outcome(run.best, Status(int(trajectory.status)), ended)
     done = outcome.status == Status.REACHED_TOLERANCE and tolerance != TOLERANCE
     done = done or asked or (rank is not None and run.overdue(check_every))  # its width fits noise
     if finish and spent < steps and not done and outcome.status != Status.DIVERGED:
@@ -389,14 +392,14 @@ def _message(fit: Fit, outcome: _Outcome, look: Visible, tolerance: float) -> st
     parts = [outcome.ended]
     if fit.converged:
         parts.append(f"converged, misfit {fit.misfit:.2g} of the data")
+    elif fit.noisy:
+        parts.append(f"misfit {fit.misfit:.2g} of the data, and what is left looks like noise")
     else:
-        goal = tolerance**0.5
-        noise = ", which looks like noise" if fit.noisy else ""
-        parts.append(f"not converged: misfit {fit.misfit:.2g} of the data{noise} (goal {goal:.2g})")
+        parts.append(f"not converged: misfit {fit.misfit:.2g} of the data (goal {tolerance**0.5:.2g})")
     width = fit.settings["rank"]
     if look.edge is not None:
         parts.append(
-            f"rank {width}; {look.above} singular values of the surrogate stand above its noise edge"
+            f"rank {width}; {look.above} singular value{'s' * (look.above != 1)} of the surrogate above its noise edge"
             + (f"; {outcome.why}" if outcome.why else "")
         )
     return "; ".join(parts)

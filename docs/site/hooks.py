@@ -23,7 +23,8 @@ _SECTION = re.compile(r"^## ((\d+)\. .*)$", re.MULTILINE)
 _CITED = re.compile(r"docs/theory\.md((?:,? (?:and )?\d+(?:\.\d+)?\b(?![-–]))*)(?!\w)")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d+))?")
 _NUMBER_CELL = re.compile(r"<td>((?:<strong>)?[−+±≤≥<~]?\d[^<]{0,17}(?:</strong>)?)</td>")
-_MENTION = re.compile(r"(<code>.*?</code>|<a\b.*?</a>|<pre\b.*?</pre>)|\bdocs/([a-z-]+)\.md\b", re.DOTALL)
+_SHORT_CODE = re.compile(r"<code>([^<]{1,16})</code>")
+_MENTION = re.compile(r"(<code\b.*?</code>|<a\b.*?</a>|<pre\b.*?</pre>)|\bdocs/([a-z-]+)\.md\b", re.DOTALL)
 _PICTURES = re.compile(r'<p>((?:<img [^>]*src="(?:\.\./)*images/[^>]*>\s*)+)</p>')
 _PICTURE = re.compile(r'<img [^>]*alt="([^"]*)"[^>]*>')
 _SHIM = "https://unpkg.com/iframe-worker/shim"
@@ -75,6 +76,7 @@ def on_page_content(html, page, config, files):
         return f'<a href="{up}theory.html">Theory</a>{_NUMBER.sub(number, cited[1])}'
 
     html = _NUMBER_CELL.sub(r'<td class="number">\1</td>', _CITED.sub(link, html))
+    html = _SHORT_CODE.sub(r'<code class="short">\1</code>', html)  # `α = 1` stays on one line
     return _MENTION.sub(lambda found: found[1] or _linked(found, up), html)
 
 

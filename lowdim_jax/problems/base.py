@@ -77,6 +77,24 @@ def loss_of(objective: Problem | Callable, /) -> Callable:
     return loss
 
 
+def check_problem(problem: Any, /) -> None:
+    """Refuse what is no problem, such as the matrix itself.
+
+    Raises
+    ------
+    ValueError
+        If it has no loss, surrogate or shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, lowdim_jax as ld
+    >>> check_problem(ld.factorization(jnp.eye(2)))
+    """
+    if not isinstance(problem, Problem):
+        kind = type(problem).__name__
+        raise ValueError(f"problem is a {kind}, expected a problem, such as completion(matrix) or factorization(matrix)")
+
+
 def top_singular_value(problem: Problem, /) -> Float[Array, ""]:
     """`σ_1` of the surrogate, the estimate of the matrix's scale that needs no truth.
 
@@ -98,6 +116,7 @@ def max_learning_rate(problem: Problem, /, *, depth: int, alpha: Any = 1.0) -> F
     >>> float(ld.max_learning_rate(ld.factorization(jnp.diag(jnp.array([4.0, 2.0]))), depth=2))
     0.25
     """
+    check_problem(problem)
     return stability.max_learning_rate(top_singular_value(problem), depth=depth, alpha=alpha)
 
 
