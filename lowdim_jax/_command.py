@@ -30,7 +30,10 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, as a `ValueError` for `run`; its subcommands, too."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse a command line."""
+        """Refuse a command line; one without its command, with those there are."""
+        if message.endswith("required: COMMAND"):
+            commands = [name for action in self._actions for name in action.choices or ()]
+            message = f"a command is missing: {', '.join(commands)}; --help says what they do"
         raise ValueError(message)
 
 
@@ -141,7 +144,8 @@ def require_writable(folder: Path, option: str = "--out") -> None:
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{option} {str(folder)!r} cannot be written to: {error.strerror}") from error
+        reason = "it is a file, not a folder" if folder.is_file() else error.strerror
+        raise ValueError(f"{option} {str(folder)!r} cannot be written to: {reason}") from error
 
 
 @contextmanager

@@ -389,17 +389,19 @@ def _hold_out(problem, found, run, zero, tolerance, most, budget, ended, again) 
 
 def _message(fit: Fit, outcome: _Outcome, look: Visible, tolerance: float) -> str:
     """How a fit went, in words."""
-    parts = [outcome.ended]
+    parts, goal = [outcome.ended], f"{tolerance**0.5:.2g}"
     if fit.converged:
         parts.append(f"converged, misfit {fit.misfit:.2g} of the data")
     elif fit.noisy:
-        parts.append(f"misfit {fit.misfit:.2g} of the data, and what is left looks like noise")
+        left = f"misfit {fit.misfit:.2g} of the data, which looks like noise"
+        parts.append(f"{left} (not converged: goal {goal})")
     else:
-        parts.append(f"not converged: misfit {fit.misfit:.2g} of the data (goal {tolerance**0.5:.2g})")
+        parts.append(f"not converged: misfit {fit.misfit:.2g} of the data (goal {goal})")
     width = fit.settings["rank"]
     if look.edge is not None:
+        values = "1 singular value" if look.above == 1 else f"{look.above} singular values"
         parts.append(
-            f"rank {width}; {look.above} singular value{'s' * (look.above != 1)} of the surrogate above its noise edge"
+            f"rank {width}; {values} of the surrogate above its noise edge"
             + (f"; {outcome.why}" if outcome.why else "")
         )
     return "; ".join(parts)

@@ -207,6 +207,12 @@ def test_an_under_estimated_rank_says_by_how_much_it_missed(x64):
     assert "not converged" in fit.message
 
 
+def test_a_matrix_in_place_of_its_problem_is_refused():
+    for call in (ld.fit, lambda matrix: ld.max_learning_rate(matrix, depth=3)):
+        with pytest.raises(ValueError, match="problem is a ndarray, expected a problem"):
+            call(np.eye(3))
+
+
 def test_data_that_are_zero_are_refused():
     with pytest.raises(ValueError, match="zero throughout"):
         ld.fit(ld.completion(np.zeros((6, 5))))

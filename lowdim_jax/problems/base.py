@@ -92,7 +92,7 @@ def check_problem(problem: Any, /) -> None:
     """
     if not isinstance(problem, Problem):
         kind = type(problem).__name__
-        raise ValueError(f"problem is a {kind}, expected a problem, such as completion(matrix) or factorization(matrix)")
+        raise ValueError(f"problem is a {kind}, expected a problem, such as that of completion(matrix)")
 
 
 def top_singular_value(problem: Problem, /) -> Float[Array, ""]:

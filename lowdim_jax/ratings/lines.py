@@ -105,7 +105,7 @@ def _check_plausible(layout: Layout, fields: Sequence[str], here: str) -> None:
     numbers = [is_rating(field) or field.lower() in MISSING for field in fields]
     fractions = [is_rating(field) and not float(field).is_integer() for field in fields[:2]]
     if len(fields) > FEW_COLUMNS and all(numbers[1:]):
-        why = f"more than {FEW_COLUMNS} columns of numbers are no user, item, rating and time"
+        why = f"more than {FEW_COLUMNS} columns of numbers are a table, for lowdim_jax.completion"
     elif any(fractions):
         why = f"user {short(fields[0])} and item {short(fields[1])} are no names"
     else:
