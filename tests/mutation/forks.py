@@ -179,11 +179,11 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
-def run_parts(parts: Sequence[str], say: Say, *, trace: bool = False) -> None:
+def run_parts(parts: Sequence[str], say: Say, *, controls: bool = False, trace: bool = False) -> None:
     """Test claims in float64 with one seed until one does not hold, and then whether a control still passes.
 
-    A part is a check's name, or `name/piece` with one piece of its comparisons. With `trace`, test all of
-    them, and say which functions of the library they ran.
+    Controls are run if asked for. A part is a check's name, or `name/piece` with one piece of its
+    comparisons. With `trace`, test all of them, and say which functions of the library they ran.
     """
     import jax
 
@@ -208,7 +208,7 @@ def run_parts(parts: Sequence[str], say: Say, *, trace: bool = False) -> None:
         say(line | {"ran": sorted(seen)} if trace else line)
         if not held and not trace:
             return
-    for name in () if trace else dict.fromkeys(part.partition("/")[0] for part in parts):
+    for name in dict.fromkeys(part.partition("/")[0] for part in parts) if controls else ():
         missed = _passing_controls(name, setting)
         say({"check": name, "held": not missed, "detail": f"still passes with {missed}"[:80]})
         if missed:

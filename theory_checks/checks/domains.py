@@ -210,6 +210,9 @@ def _solvers(setting: Setting) -> Calls:
     for options in ({"steps": -1}, {"steps": 1, "record_every": 0}, {"steps": 1, "callback_every": 0},
                     {"steps": 2**31 - 1}):  # fmt: skip
         yield f"descent, {options}", lambda options=options: train(problem, weights, rule, **options)
+    for bad in (-0.1, np.inf, np.nan):
+        yield f"η = {bad}", lambda bad=bad: ld.GradientDescent(bad)
+        yield f"α = {bad}", lambda bad=bad: ld.GradientDescent(0.1, alpha=bad)
     yield "descent on a number", lambda: train(1.0, weights, rule, steps=1)  # type: ignore[arg-type]
     for clock in ([], [1.0, 0.5], [-1.0, 1.0], [0.0, np.inf], [[1.0]], [0.0]):
         yield f"flow at {clock}", lambda clock=clock: gradient_flow(problem, weights, jnp.asarray(clock))

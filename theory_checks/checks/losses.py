@@ -148,7 +148,7 @@ def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
                 for layer, pair in enumerate(zip(slopes, gradients, strict=True), 1):
                     pairs[f"gradient of layer {layer}, {label}"] = pair
                 pairs[f"recovery error, {label}"] = networks.relative_error(weights, truth), error
-                if not transposed and len(weights) == 2:
+                if not transposed and len(weights) == 3:
                     pairs |= _derived(setting, problem, exact, weights, label)
             pairs |= {
                 f"{what}, {name}, {d_out} × {d_in}": pair for what, pair in _about(problem, exact).items()
@@ -163,12 +163,12 @@ def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
 
 def _derived(setting: Setting, problem: Any, exact, weights, label: str) -> dict[str, Any]:
     """Problems made of a problem: what a network leaves, and the data times a factor."""
-    first, last = cast(setting, weights)
-    twice = (first, 2 * last)
+    *inner, last = cast(setting, weights)
+    twice = (*inner, 2 * last)
     loss = exact(networks.product(weights))[0]
     return {
         f"loss of what is left, {label}": (
-            exact(3 * networks.product(weights))[0], problem.residual((first, last)).loss(twice)
+            exact(3 * networks.product(weights))[0], problem.residual((*inner, last)).loss(twice)
         ),
         f"loss of data twice as large, {label}": (4 * loss, problem.scaled(2.0).loss(twice)),
     }  # fmt: skip

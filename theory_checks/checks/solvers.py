@@ -118,6 +118,7 @@ def _ends(setting: Setting) -> dict[str, Any]:
     rule = ld.GradientDescent(RATE, momentum=0.4)
     goal = float(losses[12] + losses[13]) / 2
     early = ld.gradient_descent(problem, weights, rule, tolerance=goal, **settings)
+    met = ld.gradient_descent(problem, weights, rule, tolerance=early.losses[1], **settings)
     called = []
 
     def stop(state):
@@ -132,6 +133,7 @@ def _ends(setting: Setting) -> dict[str, Any]:
         "steps of a run that ends early": ([0, 5, 10, 15], early.steps),
         "losses of a run that ends early": (losses[[0, 5, 10, 15]], early.losses),
         "end of a run that ends early": ([Status.REACHED_TOLERANCE, 15], [early.status, early.num_steps]),
+        "end at the tolerance exactly": ([Status.REACHED_TOLERANCE, 5], [met.status, met.num_steps]),
         "end of a run that is stopped": ([Status.STOPPED, 10, 10], stopped),
         "gradient where a run is stopped": (
             networks.loss_and_gradients(exact, history[10])[1][0], called[0].gradient[0]

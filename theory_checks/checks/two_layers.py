@@ -18,11 +18,12 @@ CASES = {
     "bottleneck": (6, 2, 5, 0.2, 0.2),
     "λ > 0": (4, 3, 4, 0.2, 0.8),
     "λ < 0": (4, 3, 4, 0.8, 0.2),
-    ZEROS: (4, 4, 4, 0.2, 0.2),
+    ZEROS: (4, 4, 4, 0.25, 0.25),
     "wide, λ > 0": (6, 3, 4, 0.2, 0.8),
     "tall, λ < 0": (4, 3, 6, 0.8, 0.2),
 }
 """Widths `d_in`, `h`, `d_out`, and the scales of both layers."""
+HADAMARD = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]])
 TIMES = np.array([0.0, 2e-5, 0.03, 0.2, 0.5, 1.0, 2.0, 5.0, 25.0])
 LATE = 1e12
 """A time at which even what only decays, as 1/t, is gone."""
@@ -54,8 +55,9 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
         outer = outer_scale * _semi_orthogonal(rng, d_out, hidden)
         inner = inner * (1 + spread * rng.standard_normal((hidden, 1)))
         target = haar(rng, d_out, 3) * SIGMA @ haar(rng, d_in, 3).T
-        if name == ZEROS:
+        if name == ZEROS:  # and λ is zero exactly, so that nothing tells the vectors of these apart
             target = np.diag([*SIGMA[:2], 0.0, 0.0])
+            inner, outer = inner_scale * np.eye(4), outer_scale * HADAMARD / 2
         clock = np.append(TIMES, LATE)
         cast = [np.asarray(x, setting.dtype) for x in (clock, inner, outer, factor * target)]
         everything = closed_form(*cast)
