@@ -196,6 +196,24 @@ def require_small_overlap(setting: Setting) -> None:
         )
 
 
-def steps_to_fit(setting: Setting, rate: float, *, depth: int, scale, alpha=1.0, slack=1.1) -> int:
-    """Steps of learning rate `rate` in which every component of every seed is fitted."""
-    return int(np.ceil(slack * last_fit(setting, depth=depth, scale=scale, alpha=alpha) / rate))
+MOST_STEPS = 3_000_000
+"""Steps after which a component is said to take too long: minutes of a small network."""
+
+
+def steps_to_fit(
+    setting: Setting, rate: float, *, depth: int, scale, alpha=1.0, slack=1.1, most: float = MOST_STEPS
+) -> int:
+    """Steps of learning rate `rate` in which every component of every seed is fitted.
+
+    Raises
+    ------
+    NotApplicable
+        If these are more than `most`: singular values of one target may be far apart.
+    """
+    steps = np.ceil(slack * last_fit(setting, depth=depth, scale=scale, alpha=alpha) / rate)
+    if steps > most:
+        raise NotApplicable(
+            f"the smallest component would take {steps:.1e} steps of descent, more than {most:.0e}: "
+            "take fewer components with --rank"
+        )
+    return int(steps)

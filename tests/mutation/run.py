@@ -113,7 +113,8 @@ def _judge(mutant: Mutant, arguments: argparse.Namespace, before: dict[str, Any]
     earlier = before["shown"] if before else []
     parts, all_of_them = parts_for(mutant, arguments.most)
     parts = [part for part in parts if part not in earlier]
-    stage = partial(run_parts, parts, controls=all_of_them)
+    usual = json.loads(SEEN.read_text("utf-8"))["seconds"]
+    stage = partial(run_parts, parts, usual=usual, controls=all_of_them)
     said, end = in_a_fork(mutant, stage, arguments.timeout)
     failed = next((line for line in said if not line["held"]), None)
     killed_by = "a check" if failed else end

@@ -134,6 +134,17 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
         every = theory.mode_descent(given, **options, **step)[:4]
         single = [[modes.mode_descent(t, **own, **step)[:4] for t in TARGETS]] * 3
         pairs["descent, every step"] = np.moveaxis(np.array(single), -1, 0), every
+    if depth == 2:  # where logarithms and exponentials are replaced by two terms of their series
+        faint = 5e-9
+        late, goals = one(np.full((1, 1, 4), 1.45)), one(np.full((3, 4, 1), faint))
+        pairs["time towards almost nothing"] = (
+            np.full((3, 4), float(mode_time(0.2, faint, **own))),
+            theory.mode_time(one(np.full((3, 4), 0.2)), one(np.full((3, 4), faint)), **options),
+        )
+        pairs["trajectory towards almost nothing"] = (
+            np.full((3, 4, 4), mode_values((1.45,), faint, **own)[0]),
+            theory.mode_trajectory(late, goals, **options),
+        )
     if depth in TINY[dtype]:
         pairs |= _from_underflow(setting, depth, assumed)
     pairs["descent"] = by_record, theory.mode_descent(given, alpha=alpha, **walk)

@@ -114,7 +114,7 @@ def balancedness(
 )
 def balance_drift(setting: Setting, /, *, momentum=0.0) -> Evidence:
     rate = 0.5 * edge(setting, depth=3)
-    steps = min(400, steps_to_fit(setting, rate, depth=3, scale=SCALE))
+    steps = int(min(400, steps_to_fit(setting, rate, depth=3, scale=SCALE, most=np.inf)))
     numbers = {"rate": rate, "momentum": momentum}
     x = np.asarray(per_seed(_factors, setting, numbers, rank=setting.rank, steps=steps), float)
     goals = np.asarray(setting.targets.singular_values, float)[:, None]

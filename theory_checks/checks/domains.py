@@ -256,6 +256,8 @@ def _borders(setting: Setting) -> Calls:
         yield f"surrogate's angle, {known}", lambda known=known: theory.surrogate_angle(parts, **known)
     yield "sharpness of nothing", lambda: theory.sharpness(0.0, depth=1, alpha=0.0)
     yield "r̂ of all", lambda: ld.compressed_widths(3, 3, depth=2, rank=3)
+    column = jnp.ones((3, 1))
+    yield "one component", lambda: ld.low_rank(column, jnp.ones(1), column)
     yield "r̂ of one", lambda: ld.compressed_widths(3, 3, depth=2, rank=1)
     yield "one hidden unit", lambda: ld.full_widths(3, 3, depth=1, hidden=1)
     yield "the smallest network", lambda: ld.widths((jnp.ones((1, 1)),))
