@@ -37,6 +37,14 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(view, tree)
 
 
+def of_one_kind(tree, /):
+    """Arrays that can be computed with together: NumPy's where all are concrete on a CPU, else JAX's."""
+    here = on_host(tree)
+    if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(here)):
+        return here
+    return jax.tree.map(as_array, tree)
+
+
 def as_array(values, /) -> jax.Array:
     """`jnp.asarray`, without the program that this compiles for each shape of a NumPy array."""
     return values if isinstance(values, jax.Array) else jax.device_put(np.asarray(values))

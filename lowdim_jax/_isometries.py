@@ -1,4 +1,8 @@
-"""How (semi-)orthogonal layers carry small subspaces from one space to the next (docs/theory.md 3.5, 3.8)."""
+"""How (semi-)orthogonal layers carry small subspaces from one space to the next (docs/theory.md 3.5, 3.8).
+
+Arrays of NumPy's or of JAX's: concrete ones on a CPU come as NumPy's (`_host.on_host`), for which no program
+has to be compiled.
+"""
 
 from collections.abc import Sequence
 
@@ -24,25 +28,30 @@ def is_valley(spaces: Sequence[int]) -> bool:
 
 def reached(frames: Sequence[AnyArray]) -> list[jax.Array]:
     """Orthonormal bases of the part of each space that its outer end reaches: all of it, but for a bulge."""
-    narrow, dtype = narrowest(widths(frames)), frames[0].dtype
-    from_input = _reached_from(frames[0].shape[1], frames[:narrow], dtype)
+    narrow = narrowest(widths(frames))
+    from_input = _reached_from(identity(frames[0], frames[0].shape[1]), frames[:narrow])
     outward = [frame.T for frame in reversed(frames[narrow:])]
-    from_output = _reached_from(len(frames[-1]), outward, dtype)
+    from_output = _reached_from(identity(frames[0], len(frames[-1])), outward)
     return [*from_input[:-1], *reversed(from_output)]
 
 
-def _reached_from(end: int, frames: Sequence[AnyArray], dtype) -> list[jax.Array]:
-    parts = [jnp.eye(end, dtype=dtype)]
+def _reached_from(end: jax.Array, frames: Sequence[AnyArray]) -> list[jax.Array]:
+    parts = [end]
     for frame in frames:
         image = frame @ parts[-1]
         wide, thin = image.shape
-        parts.append(polar(image) if wide > thin else jnp.eye(wide, dtype=dtype))
+        parts.append(polar(image) if wide > thin else identity(image, wide))
     return parts
+
+
+def identity(like: jax.Array, rows: int, columns: int | None = None) -> jax.Array:
+    """The (rectangular) identity as an array of another's kind and type."""
+    return like.__array_namespace__().eye(rows, columns, dtype=like.dtype)
 
 
 def polar(matrix: jax.Array) -> jax.Array:
     """Nearest (semi-)orthogonal matrix."""
-    u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    u, _, vt = matrix.__array_namespace__().linalg.svd(matrix, full_matrices=False)
     return u @ vt
 
 
@@ -53,20 +62,21 @@ def frame(weight: jax.Array, number: int, strict: bool) -> tuple[jax.Array, jax.
     that is with `strict=False` or traced, is replaced by its polar factor.
     """
     check_finite(f"layer {number}", weight)
+    xp = weight.__array_namespace__()
     if strict and not is_traced(weight):
         gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
-        scale = jnp.sqrt(jnp.trace(gram) / len(gram))
+        scale = xp.sqrt(xp.trace(gram) / len(gram))
         _check_nonzero(scale, number)
-        unit = jnp.eye(len(gram), dtype=gram.dtype)
-        if jnp.max(jnp.abs(gram / scale**2 - unit)) > 1e3 * jnp.finfo(gram.dtype).eps:
-            s = jnp.linalg.svd(weight, compute_uv=False)
+        unit = identity(gram, len(gram))
+        if xp.max(xp.abs(gram / scale**2 - unit)) > 1e3 * xp.finfo(gram.dtype).eps:
+            s = xp.linalg.svd(weight, compute_uv=False)
             raise ValueError(
                 f"layer {number} has singular values from {float(s[-1]):.6g} to {float(s[0]):.6g}: the law "
                 "of parsimony needs an orthogonal initialization, where they are equal; strict=False takes "
                 "the nearest one"
             )
         return weight / scale, scale
-    scale = jnp.mean(jnp.linalg.svd(weight, compute_uv=False))
+    scale = xp.mean(xp.linalg.svd(weight, compute_uv=False))
     _check_nonzero(scale, number)
     return polar(weight), scale
 
@@ -80,7 +90,7 @@ def embeddings(frames: Sequence[AnyArray]) -> tuple[jax.Array, ...]:
     """Isometries `J_l` from the narrowest space to each space: products of frames, or transposes."""
     spaces = widths(frames)
     narrow = narrowest(spaces)
-    embeddings = {narrow: jnp.eye(spaces[narrow], dtype=frames[0].dtype)}
+    embeddings = {narrow: identity(frames[0], spaces[narrow])}
     for space in range(narrow, 0, -1):
         embeddings[space - 1] = frames[space - 1].T @ embeddings[space]
     for space in range(narrow + 1, len(spaces)):
@@ -105,7 +115,8 @@ def bases(
     for frame in reversed(frames[narrow:]):
         backward.append(frame.T @ backward[-1])
 
-    chain = [jnp.linalg.qr(jnp.concatenate([forward[-1], backward[-1]], axis=1))[0]]
+    xp = right.__array_namespace__()
+    chain = [xp.linalg.qr(xp.concatenate([forward[-1], backward[-1]], axis=1))[0]]
     for frame, vectors in zip(reversed(frames[:narrow]), reversed(forward[:-1]), strict=True):
         chain.insert(0, extend(frame.T, chain[0], vectors))
     for frame, vectors in zip(frames[narrow:], reversed(backward[:-1]), strict=True):
@@ -128,13 +139,14 @@ def extend(isometry: jax.Array, basis: jax.Array, vectors: jax.Array) -> jax.Arr
     def outside(columns):
         return columns - isometry @ (isometry.T @ columns)
 
-    u, s, _ = jnp.linalg.svd(outside(vectors), full_matrices=False)
-    present = s[:count] > 100 * jnp.finfo(s.dtype).eps
+    xp = vectors.__array_namespace__()
+    u, s, _ = xp.linalg.svd(outside(vectors), full_matrices=False)
+    present = s[:count] > 100 * xp.finfo(s.dtype).eps
     if is_traced(present):
         spare = jax.random.normal(jax.random.key(0), (wide, count), u.dtype) / wide**0.5
         columns = jnp.where(present[None, :], u[:, :count], spare)
     else:
         columns = u[:, : int(present.sum())]
     for _ in range(2):
-        columns, _ = jnp.linalg.qr(outside(columns))
-    return jnp.concatenate([carried, columns], axis=1)
+        columns, _ = xp.linalg.qr(outside(columns))
+    return xp.concatenate([carried, columns], axis=1)

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Real
 
 from lowdim_jax import _isometries
 from lowdim_jax._arrays import check_finite
-from lowdim_jax._host import AnyArray
+from lowdim_jax._host import AnyArray, as_array, of_one_kind
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, estimate_rank, frobenius_norm, svd
@@ -154,18 +155,21 @@ class Reduction:
 
     def lift(self, layers: Sequence[ReducedLayer], /) -> Weights:
         """Weights of the full network: forms every `d_l × d_{l−1}` matrix."""
-        if self.frames is None:
-            return tuple(map(_lift_between, layers, self.bases, self.bases[1:]))
-        embeddings = _isometries.embeddings(self.frames)
-        narrow = self.bases[_isometries.narrowest(widths(self.frames))]
-        outside = jnp.eye(len(narrow), dtype=narrow.dtype) - narrow @ narrow.T
+        layers, bases, frames = of_one_kind((tuple(layers), self.bases, self.frames))
+        if frames is None:
+            return tuple(map(as_array, map(_lift_between, layers, bases, bases[1:])))
+        embeddings = _isometries.embeddings(frames)
+        narrow = bases[_isometries.narrowest(widths(frames))]
+        outside = _isometries.identity(narrow, len(narrow)) - narrow @ narrow.T
         return tuple(
-            _lift_between(
-                layer,
-                self.bases[number],
-                self.bases[number + 1],
-                self.frames[number],
-                embeddings[number + 1] @ outside @ embeddings[number].T,
+            as_array(
+                _lift_between(
+                    layer,
+                    bases[number],
+                    bases[number + 1],
+                    frames[number],
+                    embeddings[number + 1] @ outside @ embeddings[number].T,
+                )
             )
             for number, layer in enumerate(layers)
         )
@@ -184,9 +188,9 @@ class Reduction:
 def _lift_between(layer: ReducedLayer, before, after, frame=None, live=None) -> jax.Array:
     """Weights of a full layer: core, live bulk and idle bulk, in the bases before and after it."""
     if frame is None or live is None:  # the identity, whose bulk is live throughout
-        frame = jnp.eye(len(after), dtype=after.dtype)
+        frame = _isometries.identity(after, len(after))
         live = frame - after @ before.T
-    start = jnp.eye(*layer.core.shape, dtype=frame.dtype)
+    start = _isometries.identity(frame, *layer.core.shape)
     idle = frame - after @ start @ before.T - live
     return after @ layer.core @ before.T + layer.bulk * live + layer.idle * idle
 
@@ -289,13 +293,18 @@ def reduce(
 
 
 def _reduce_factorization(weights, target, strict: bool) -> Reduction:
-    spaces = widths(weights)
     target = factorization(target).target
     check_fits(weights, target.shape)
     if not isinstance(target, LowRank):
         target = svd(target).truncate(estimate_rank(target))
     for number, weight in enumerate(weights, 1):
         check_finite(f"layer {number}", weight)
+    weights, target = of_one_kind((tuple(weights), target))
+    return jax.tree.map(as_array, _reduction_of(weights, target, strict))
+
+
+def _reduction_of(weights, target: LowRank, strict: bool) -> Reduction:
+    spaces = widths(weights)
     valley = _isometries.is_valley(spaces)
     try:
         if strict and not valley:
@@ -341,25 +350,26 @@ def _reduce_ends(weights: Sequence[AnyArray], target: LowRank) -> Reduction:
     """
     right = _end(weights[0].T, target.right)
     left = _end(weights[-1], target.left)
-    hidden = tuple(jnp.eye(width, dtype=target.dtype) for width in widths(weights)[1:-1])
+    hidden = tuple(_isometries.identity(right, width) for width in widths(weights)[1:-1])
     bases = (right, *hidden, left)
-    scales = tuple(jnp.sqrt(jnp.mean(weight**2)) for weight in weights)
+    xp = right.__array_namespace__()
+    scales = tuple(xp.sqrt(xp.mean(weight**2)) for weight in weights)
     layers = tuple(
         ReducedLayer(after.T @ weight @ before, scale, scale)
         for weight, scale, (before, after) in zip(weights, scales, pairwise(bases), strict=True)
     )
     frames = tuple(
-        after @ jnp.eye(after.shape[1], before.shape[1], dtype=target.dtype) @ before.T
+        after @ _isometries.identity(after, after.shape[1], before.shape[1]) @ before.T
         for before, after in pairwise(bases)
     )  # nothing beside the cores: `lift` finds neither a live nor an idle part
-    problem = ReducedFactorization(_core_target(bases, target), jnp.zeros((), target.dtype))
+    problem = ReducedFactorization(_core_target(bases, target), as_array(np.zeros((), target.dtype)))
     return Reduction(layers, problem, bases, frames)
 
 
 def _end(columns: jax.Array, vectors: jax.Array) -> jax.Array:
     """Orthonormal basis of the span of a layer's columns and the target's vectors."""
-    span, _ = jnp.linalg.qr(columns)
-    return _isometries.extend(span, jnp.eye(span.shape[1], dtype=span.dtype), vectors)
+    span, _ = columns.__array_namespace__().linalg.qr(columns)
+    return _isometries.extend(span, _isometries.identity(span, span.shape[1]), vectors)
 
 
 def reduce_identity(target: LowRank, /, *, depth: int, scale) -> Reduction:
@@ -505,12 +515,13 @@ def reduced_descent(
 def _reduction(bases, scales, target: LowRank, frames) -> Reduction:
     layers = tuple(
         ReducedLayer(
-            scale * jnp.eye(after.shape[1], before.shape[1], dtype=after.dtype), scale, scale
+            scale * _isometries.identity(after, after.shape[1], before.shape[1]), scale, scale
         )
         for scale, before, after in zip(scales, bases, bases[1:], strict=False)
     )
     bulk_count = min(len(basis) - basis.shape[1] for basis in bases)
-    problem = ReducedFactorization(_core_target(bases, target), jnp.asarray(bulk_count, target.dtype))
+    count = as_array(np.asarray(bulk_count, target.dtype))
+    problem = ReducedFactorization(_core_target(bases, target), count)
     return Reduction(layers, problem, bases, frames)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from lowdim_jax import _isometries
 from lowdim_jax._embedding import embedding_gap
-from lowdim_jax._host import AnyArray, as_pytree, is_traced, on_host
+from lowdim_jax._host import AnyArray, as_array, as_pytree, is_traced, of_one_kind, on_host
 from lowdim_jax.initialization import check_scale, gaussian, orthogonal
 from lowdim_jax.linalg import check_finite
 from lowdim_jax.networks import Weights, widths
@@ -165,11 +165,10 @@ class WindowReduction:
                 "the reduction was sampled as its cores only: there is no full network to lift to; "
                 "sample(…, core_only=False) draws one"
             )
+        layers, starts, bases = of_one_kind((tuple(layers), self.start, self.bases))
         return tuple(
-            _lift(layer, start, before, after)
-            for layer, start, before, after in zip(
-                layers, self.start, self.bases, self.bases[1:], strict=False
-            )
+            as_array(_lift(layer, start, before, after))
+            for layer, start, before, after in zip(layers, starts, bases, bases[1:], strict=False)
         )
 
     def check_optimizer(self, optimizer: Any, /) -> None:
@@ -192,7 +191,7 @@ class WindowReduction:
 
 def _lift(layer: WindowLayer, start, before, after) -> jax.Array:
     if start.ndim == 0:
-        start = start * jnp.eye(len(after), dtype=start.dtype)
+        start = start * _isometries.identity(after, len(after))
     inside = _outside(before, after, _inside(before, after, start))
     return _outside(before, after, layer.core) + layer.rest * (start - inside)
 
@@ -221,15 +220,16 @@ def reduce_window(
     """Exact reduction of a network under any loss that sees it through a window: see `reduction.reduce`."""
     spaces = widths(weights)
     seen = make_window(window, (spaces[-1], spaces[0]))
-    chain = (seen.right, *hidden_bases(seen.restrict(weights), strict=strict), seen.left)
+    here, sides = of_one_kind((tuple(weights), seen))
+    chain = (sides.right, *hidden_bases(sides.restrict(here), strict=strict), sides.left)
     layers = tuple(
-        WindowLayer(_inside(before, after, weight), jnp.ones((), weight.dtype))
-        for weight, before, after in zip(weights, chain, chain[1:], strict=False)
+        WindowLayer(as_array(_inside(before, after, weight)), as_array(np.ones((), weight.dtype)))
+        for weight, before, after in zip(here, chain, chain[1:], strict=False)
     )
     problem = WindowLoss(as_pytree(loss), seen, per_step)
     if strict and not is_traced(weights, problem):
         _check_loss(problem, layers)
-    return WindowReduction(layers, problem, chain, tuple(weights))
+    return WindowReduction(layers, problem, jax.tree.map(as_array, chain), tuple(weights))
 
 
 def hidden_bases(weights: Sequence[AnyArray], /, *, strict: bool = True) -> tuple[jax.Array, ...]:
@@ -252,7 +252,7 @@ def hidden_bases(weights: Sequence[AnyArray], /, *, strict: bool = True) -> tupl
     frames = [
         _isometries.frame(weight, number, strict)[0] for number, weight in enumerate(weights[1:-1], 2)
     ]
-    left, right = (jnp.linalg.qr(side)[0] for side in (weights[-1].T, weights[0]))
+    left, right = (side.__array_namespace__().linalg.qr(side)[0] for side in (weights[-1].T, weights[0]))
     return _isometries.bases(frames, left, right)
 
 
@@ -287,11 +287,13 @@ def _spanned(columns, size: int, name: str) -> jax.Array | None:
     check_finite(f"window of {name}", columns)
     if is_traced(columns):
         return jnp.linalg.qr(columns)[0] if columns.shape[1] < size else None
-    u, s, _ = jnp.linalg.svd(columns, full_matrices=False)
-    rank = int(jnp.sum(s > s[0] * max(columns.shape) * jnp.finfo(s.dtype).eps))
+    columns = on_host(columns)
+    xp = columns.__array_namespace__()
+    u, s, _ = xp.linalg.svd(columns, full_matrices=False)
+    rank = int(xp.sum(s > s[0] * max(columns.shape) * xp.finfo(s.dtype).eps))
     if rank == 0:
         raise ValueError(f"window of {name} is zero: the loss sees nothing of the network")
-    return u[:, :rank] if rank < size else None
+    return as_array(u[:, :rank]) if rank < size else None
 
 
 def sample_window(

@@ -271,6 +271,27 @@ def test_a_gradient_of_a_narrow_network_takes_the_operations_it_needs(kind):
     assert counted >= with_target + in_the_network
 
 
+def test_a_gradient_takes_the_memory_it_needs():
+    """As the compiler counts it, beside arguments and result: `d²` numbers for a mask only, no residual."""
+    d, width, rank = 60, 6, 3
+    target = ld.random_target(jax.random.key(0), (d, d), jnp.arange(rank, 0, -1.0))
+    weights = ld.compress(target, depth=3, scale=0.1, rank=width)
+    small = ld.sample(jax.random.key(0), 50 * d, target.singular_values, depth=3, scale=0.1)
+    mask = np.random.default_rng(0).random((d, d)) < 0.3
+    needed = {
+        "dense": (ld.factorization(target.dense()), weights, 2 * d * width + width**2),  # A, Φ Bᵀ, a middle
+        "factored": (ld.factorization(target), weights, 2 * d * width + width**2),
+        "masked": (ld.completion(target.dense(), mask), weights, d**2 + d * width),
+        "reduced": (small.problem, small.layers, width**2),  # whatever the width of the full network
+    }
+    for name, (problem, network, numbers) in needed.items():
+        gradient = jax.jit(jax.grad(type(problem).loss, argnums=1)).lower(problem, network).compile()
+        memory = gradient.memory_analysis()
+        given = sum(leaf.nbytes for leaf in jax.tree.leaves(network))
+        assert memory.temp_size_in_bytes <= 1.25 * 4 * numbers, name
+        assert given <= memory.output_size_in_bytes <= given + 8 * 16, name  # and the tuple's pointers
+
+
 def test_the_derivative_of_the_loss_is_that_of_the_residual_whatever_its_order(x64):
     rng = np.random.default_rng(0)
     weights = tuple(jnp.asarray(rng.standard_normal(shape)) for shape in ((2, 7), (2, 2), (6, 2)))

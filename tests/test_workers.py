@@ -1,5 +1,8 @@
 """Checks in several processes: the same results in the same order as in one."""
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -49,6 +52,50 @@ def test_a_process_that_dies_is_an_error_of_its_check_and_not_the_end(monkeypatc
     result = workers._result(check, Dead())
     assert result.outcome == "error"
     assert "try --processes 1" in result.detail
+
+
+class Pool:
+    """A process that does what it is told to, when it is told to."""
+
+    def __init__(self):
+        self.given, self.futures = [], []
+
+    def submit(self, _, name):
+        self.given.append(name)
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_a_process_keeps_to_its_modules_and_the_last_one_takes_all():
+    def check(name, module):
+        return SimpleNamespace(name=name, compare=SimpleNamespace(__module__=module))
+
+    first, second = pools = Pool(), Pool()
+    queue = workers._Queue([check("a1", "a"), check("a2", "a"), check("b1", "b"), check("b2", "b")], pools)
+    queue.start()
+    assert (first.given, second.given) == (["a1"], ["b1"])
+    second.futures[0].set_result("found")
+    assert second.given == ["b1", "b2"]
+    second.futures[1].set_result("found, too")
+    assert second.given == ["b1", "b2", "a2"]  # what is left, whose it may be
+    first.futures[0].set_exception(workers.BrokenProcessPool())
+    second.futures[2].set_result("found at last")
+    assert [queue.futures[name].result() for name in ("b1", "b2", "a2")] == [
+        "found", "found, too", "found at last"
+    ]  # fmt: skip
+    with pytest.raises(workers.BrokenProcessPool):
+        queue.futures["a1"].result()
+
+
+def test_without_a_process_left_what_waits_is_an_error():
+    checks = [SimpleNamespace(name=name, compare=SimpleNamespace(__module__=name)) for name in "abc"]
+    first, second = pools = Pool(), Pool()
+    queue = workers._Queue(checks, pools)
+    queue.start()
+    for pool in pools:
+        pool.futures[0].set_exception(workers.BrokenProcessPool())
+    assert all(isinstance(future.exception(), RuntimeError) for future in queue.futures.values())
+    assert first.given + second.given == ["a", "b"]
 
 
 def test_bad_numbers_of_processes_are_one_sentence(capsys):

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -44,23 +46,93 @@ def run_in_processes(
         yield from run_checks(alone, setting, results, interrupts)
         return
     plain = replace(setting)  # without the arrays that it has cached
-    pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_prepare, initargs=(configure,)
-    )
+    queue = _Queue(shared, [_new_pool(configure, plain) for _ in range(processes)])
     try:
         interrupts.allowed = True
-        with _one_thread_each():
-            waiting: list[Future[Result]] = [pool.submit(_run, check.name, plain) for check in shared]
-        for check, future in zip(shared, waiting, strict=True):
+        queue.start()
+        for check in shared:
             interrupts.allowed = True
-            results.append(_result(check, future))
+            results.append(_result(check, queue.futures[check.name]))
             interrupts.allowed = False
             yield results[-1]
     except BaseException:
-        _stop(pool)
+        queue.stop()
         raise
-    pool.shutdown()
+    for pool in queue.pools:
+        pool.shutdown()
     yield from run_checks(alone, setting, results, interrupts)
+
+
+class _Queue:
+    """Checks for processes, one each; a process takes those of a module first that it has taken before.
+
+    They share runs, and compiled programs. Where a process ends before its time, the others go on.
+    """
+
+    def __init__(self, checks: Sequence[Check], pools: Sequence[ProcessPoolExecutor]) -> None:
+        self.waiting, self.pools, self.alive = list(checks), pools, len(pools)
+        self.futures: dict[str, Future[Result]] = {check.name: Future() for check in checks}
+        self.owners: dict[str, ProcessPoolExecutor] = {}
+        self.lock = threading.Lock()
+
+    def start(self) -> None:
+        with _one_thread_each():
+            for pool in self.pools:
+                self._feed(pool)
+
+    def stop(self) -> None:
+        """End the processes now, whatever they are at."""
+        with self.lock:
+            self.waiting.clear()
+        for pool in self.pools:
+            running: Any = getattr(pool, "_processes", None) or {}
+            for process in list(running.values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _feed(self, pool: ProcessPoolExecutor) -> None:
+        with self.lock:
+            check = self._next(pool)
+        if check is None:
+            return
+        promised = self.futures[check.name]
+        try:
+            came = pool.submit(_run, check.name)
+        except RuntimeError as error:  # its process has just ended
+            self._ended(promised, error)
+        else:
+            came.add_done_callback(partial(self._done, pool, promised))
+
+    def _next(self, pool: ProcessPoolExecutor) -> Check | None:
+        own = (c for c in self.waiting if self.owners.setdefault(c.compare.__module__, pool) is pool)
+        check = next(own, None) or next(iter(self.waiting), None)
+        if check is not None:
+            self.waiting.remove(check)
+        return check
+
+    def _done(self, pool: ProcessPoolExecutor, promised: Future[Result], came: Future[Result]) -> None:
+        """In a thread of the pool's: hand the result over, and give its process more to do."""
+        error = BrokenProcessPool() if came.cancelled() else came.exception()
+        if error is not None:
+            self._ended(promised, error)
+            return
+        promised.set_result(came.result())
+        self._feed(pool)
+
+    def _ended(self, promised: Future[Result], error: BaseException) -> None:
+        """What a process that has ended leaves: its check, and all that wait once it was the last."""
+        promised.set_exception(error)
+        with self.lock:
+            self.alive -= 1
+            lost = [] if self.alive else [self.waiting.pop() for _ in list(self.waiting)]
+        for check in lost:
+            self.futures[check.name].set_exception(error)
+
+
+def _new_pool(configure: Callable[[], None], setting: Setting) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(configure, setting)
+    )
 
 
 @contextmanager
@@ -75,15 +147,20 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ[name]
 
 
-def _prepare(configure: Callable[[], None]) -> None:
+_SETTING: list[Setting] = []
+"""What the checks of this process are given: one object, whose targets are drawn once."""
+
+
+def _prepare(configure: Callable[[], None], setting: Setting) -> None:
     """In a new process: Ctrl-C is for the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure()
+    _SETTING[:] = [setting]
 
 
-def _run(name: str, setting: Setting) -> Result:
+def _run(name: str) -> Result:
     (check,) = select([name])
-    return run_check(check, setting)
+    return run_check(check, *_SETTING)
 
 
 def _result(check: Check, future: Future[Result]) -> Result:
@@ -92,11 +169,3 @@ def _result(check: Check, future: Future[Result]) -> Result:
     except BrokenProcessPool:
         detail = "the process that ran it has ended, as one that is out of memory does: try --processes 1"
         return Result(check.name, check.claim, check.source, outcome="error", detail=detail)
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the processes now, whatever they are at."""
-    running: Any = getattr(pool, "_processes", None) or {}
-    for process in list(running.values()):
-        process.terminate()
-    pool.shutdown(wait=False, cancel_futures=True)

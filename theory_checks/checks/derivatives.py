@@ -123,10 +123,12 @@ def _of_stability(setting: Setting) -> dict[str, Any]:
     """Slopes of largest rates, two-cycles and fit times, and of a mode that starts at its target."""
     rate = {depth: 2.2 / float(modes.sharpness(1.3, depth=depth)) for depth in (2, 3)}  # 1.1 of the edge
     fits = {"rising": (2.0, 0.4, 1.0), "falling": (0.2, 0.9, 1.0), "α = 3": (2.0, 0.4, 3.0)}
+    of_alpha = {alpha: [case[:2] for case in fits.values() if case[2] == alpha] for alpha in (1.0, 3.0)}
     found = _stability_slopes(
         *(jnp.asarray(part, setting.dtype) for part in (1.7, 2.0, 1.3, list(rate.values()))),
-        {name: tuple(jnp.asarray(part, setting.dtype) for part in case[:2]) for name, case in fits.items()},
-    )
+        {alpha: tuple(jnp.asarray(part, setting.dtype) for part in zip(*cases, strict=True))
+         for alpha, cases in of_alpha.items()},
+    )  # fmt: skip
     pairs: dict[str, Any] = {}
     for number, depth in enumerate((2, 3)):
         exact = precise_differences(
@@ -141,12 +143,13 @@ def _of_stability(setting: Setting) -> dict[str, Any]:
             pairs[f"two-cycle, L = {depth}, {'upper' if side else 'lower'}"] = (
                 cycle, [part[side] for part in found[1][number]]
             )  # fmt: skip
-    for name, (target, scale, alpha) in fits.items():
+    slopes_of_fits = np.concatenate([np.transpose(found[2][alpha]) for alpha in of_alpha])
+    for (name, (target, scale, alpha)), slopes in zip(fits.items(), slopes_of_fits, strict=True):
         law = {"depth": 3, "tolerance": 0.1, "alpha": alpha}
         exact = precise_differences(
             lambda target, scale, law=law: modes.fit_time(target, scale=scale, **law), (target, scale)
         )
-        pairs[f"fit time, {name}"] = exact, found[2][name]
+        pairs[f"fit time, {name}"] = exact, slopes
     # On the target σ̇ = 0: dσ/dσ* = 1 − e^{−Kt}, dσ/dε = L ε^{L−1} e^{−Kt}, K = (2α + L − 2) ε^{2L−2}.
     for alpha, slopes in zip((1.0, 3.0), found[3], strict=True):
         decay = np.exp(-(2 * alpha + 1) * 0.5**4)
@@ -163,17 +166,16 @@ def _stability_slopes(top, alpha, target, rates, fits):
         return jnp.stack(theory.two_cycle(target, depth=depth, learning_rate=rate))
 
     def fit(target, scale, alpha):
-        return theory.fit_time(target, depth=3, scale=scale, tolerance=0.1, alpha=alpha)
+        return jnp.sum(theory.fit_time(target, depth=3, scale=scale, tolerance=0.1, alpha=alpha))
 
     def resting(target, scale, alpha):
         return theory.mode_trajectory(jnp.ones_like(target), target, depth=3, scale=scale, alpha=alpha)
 
     half = jnp.asarray(0.5, top.dtype)
-    rising = {name: 3.0 if name == "α = 3" else 1.0 for name in fits}
     return (
         [jax.grad(largest, (0, 1))(top, alpha, depth) for depth in (2, 3)],
         [jax.jacobian(cycle, (0, 1))(target, rates[number], depth) for number, depth in enumerate((2, 3))],
-        {name: jax.grad(fit, (0, 1))(*case, rising[name]) for name, case in fits.items()},
+        {alpha: jax.grad(fit, (0, 1))(*cases, alpha) for alpha, cases in fits.items()},
         [jax.grad(resting, (0, 1))(half**3, half, alpha) for alpha in (1.0, 3.0)],
     )
 
@@ -211,7 +213,7 @@ def _of_originals(setting: Setting) -> dict[str, Any]:
         def law(t, target, scale, overlap, depth=depth):
             return jnp.stack(theory.original_mode(t, target, depth=depth, scale=scale, overlap=overlap)[:3])
 
-        found = jax.jacfwd(law, (0, 1, 2, 3))(*map(cast, case))
+        found = jax.jit(jax.jacfwd(law, (0, 1, 2, 3)))(*map(cast, case))
         pairs[f"original mode, L = {depth}"] = exact, found
     rng = np.random.default_rng(2)
     goal, frames = rng.standard_normal((3, 3)), [np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in "ab"]
@@ -224,7 +226,7 @@ def _of_originals(setting: Setting) -> dict[str, Any]:
         first, last = (scale * cast(frame) for frame in frames)
         return theory.two_layer_flow(t, first, last, cast(goal))[0]
 
-    found = jax.jacobian(law_of_two, (0, 1))(cast(1.2), cast(0.4))
+    found = jax.jit(jax.jacobian(law_of_two, (0, 1)))(cast(1.2), cast(0.4))
     pairs["two layers"] = np.array(differences(two_layers, (1.2, 0.4))), found
     return pairs
 

@@ -42,10 +42,11 @@ def cast(setting: Setting, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, setting.dtype), tree)
 
 
+@cache
 def matrix_problems(
     setting: Setting, *, transposed: bool = False
 ) -> dict[str, tuple[Any, networks.MatrixLoss]]:
-    """Every problem of the library, and the same of the reference."""
+    """Every problem of the library, and the same of the reference; the same objects every time."""
     data = dict(data_of_problems())
     if transposed:
         data["left"], data["right"] = data["right"], data["left"]
@@ -163,15 +164,18 @@ def losses_and_gradients(setting: Setting, /, *, factor=1.0) -> Evidence:
 
 def _derived(setting: Setting, problem: Any, exact, weights, label: str) -> dict[str, Any]:
     """Problems made of a problem: what a network leaves, and the data times a factor."""
-    *inner, last = cast(setting, weights)
-    twice = (*inner, 2 * last)
+    left, scaled = _losses_derived(problem, tuple(cast(setting, weights)))
     loss = exact(networks.product(weights))[0]
     return {
-        f"loss of what is left, {label}": (
-            exact(3 * networks.product(weights))[0], problem.residual((*inner, last)).loss(twice)
-        ),
-        f"loss of data twice as large, {label}": (4 * loss, problem.scaled(2.0).loss(twice)),
-    }  # fmt: skip
+        f"loss of what is left, {label}": (exact(3 * networks.product(weights))[0], left),
+        f"loss of data twice as large, {label}": (4 * loss, scaled),
+    }
+
+
+@jax.jit
+def _losses_derived(problem, weights):
+    twice = (*weights[:-1], 2 * weights[-1])
+    return problem.residual(weights).loss(twice), problem.scaled(2.0).loss(twice)
 
 
 def _about(problem: Any, exact: networks.MatrixLoss) -> dict:

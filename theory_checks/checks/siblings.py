@@ -1,15 +1,15 @@
 """What sibling papers say of features, activations and singular vectors: statements 1.1, 3.10 and 4.3."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 import lowdim_jax as ld
 from lowdim_jax.nn.reference import digits
 from theory_checks.reference import networks as reference
 from theory_checks.registry import Curve, Evidence, check
+from theory_checks.runs import once
 from theory_checks.setting import Setting
 
 # --- Activations ----------------------------------------------------------------------------------
@@ -33,7 +33,8 @@ def smooth_activations(setting: Setting, /, *, smooth=("tanh", "GELU", "SiLU")) 
     """Five seeds whatever the run's number, in float32."""
     seeds = range(5)
     outside = {
-        name: np.array([_outside(name, seed) for seed in seeds]) for name in dict.fromkeys((*smooth, "ReLU"))
+        name: np.array([once(setting, _outside, name=name, seed=seed) for seed in seeds])
+        for name in dict.fromkeys((*smooth, "ReLU"))
     }
     ratios = {name: outside[name] / outside["ReLU"] for name in smooth}
     return Evidence(
@@ -47,12 +48,13 @@ def smooth_activations(setting: Setting, /, *, smooth=("tanh", "GELU", "SiLU")) 
     )
 
 
-def _outside(name: str, seed: int) -> float:
+def _outside(_: Setting, *, name: str, seed: int) -> float:
     images, labels = digits()
     picked = np.random.default_rng(seed).permutation(len(labels))[:SAMPLES]
     pixels = images[picked].reshape(SAMPLES, -1).T
     inputs, hot = jnp.asarray(pixels - pixels.mean(1, keepdims=True)), np.eye(CLASSES)[labels[picked]].T
-    loss = partial(_perceptron_loss, inputs=inputs, hot=jnp.asarray(hot, inputs.dtype), act=ACTIVATIONS[name])
+    act, hot = Partial(ACTIVATIONS[name]), jnp.asarray(hot, inputs.dtype)
+    loss = Partial(_perceptron_loss, act, inputs, hot)  # one program for all seeds
     start = ld.orthogonal(jax.random.key(seed), (64, 64, 64, CLASSES), scale=0.7, dtype="float32")
     run = ld.gradient_descent(
         loss, start, ld.GradientDescent(0.3), steps=600, record_every=5, tolerance=LEVEL
@@ -64,7 +66,7 @@ def _outside(name: str, seed: int) -> float:
     return float(np.mean(shares)) if int(run.num_steps) < 600 else np.nan  # every network reaches the level
 
 
-def _perceptron_loss(weights, *, inputs, hot, act):
+def _perceptron_loss(act, inputs, hot, weights):
     first, second, last = weights
     logits = last @ act(second @ act(first @ inputs))
     return jnp.mean(jax.nn.logsumexp(logits, axis=0) - jnp.sum(logits * hot, axis=0))

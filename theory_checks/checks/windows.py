@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy  # which loads its parts on first use
+from jax.tree_util import Partial
 
 import lowdim_jax as ld
 from lowdim_jax.window import _cores_of_outer
 from theory_checks.reference import networks as reference
 from theory_checks.reference.random_matrices import standard_errors
 from theory_checks.registry import Curve, Evidence, check
+from theory_checks.runs import once
 from theory_checks.setting import Setting
 
 SPACES, SAMPLES, BATCH = (8, 40, 40, 3), 12, 4
@@ -46,19 +48,33 @@ def _data(rng: np.random.Generator, spaces, samples: int):
 
 
 def _loss(name: str, data, batches):
-    """The same losses as the reference's, in JAX and with optax, on the batch of a step."""
-    inputs, labels, outputs = (jnp.asarray(part) for part in data)
+    """The same losses as the reference's, in JAX and with optax, on the batch of a step.
 
-    def loss(weights, step):
-        batch = jnp.asarray(batches)[step]
-        logits, misfit = ld.forward(weights, inputs[:, batch]), outputs[:, batch]
-        if name == "cross-entropy":
-            return optax.softmax_cross_entropy_with_integer_labels(logits.T, labels[batch]).mean()
-        if name == "Huber":
-            return optax.huber_loss(logits, misfit).mean()
-        return jnp.sum((logits - misfit)[: SHOWN_OUTPUTS[name]] ** 2) / 2
+    The data are leaves of a `Partial`: runs on other data are one program.
+    """
+    of_name = {"cross-entropy": _cross_entropy, "Huber": _huber, "squared": _squared}[name]
+    return Partial(of_name, tuple(map(jnp.asarray, data)), jnp.asarray(batches))
 
-    return loss
+
+def _cross_entropy(data, batches, weights, step):
+    inputs, labels, _ = data
+    logits = ld.forward(weights, inputs[:, batches[step]])
+    return optax.softmax_cross_entropy_with_integer_labels(logits.T, labels[batches[step]]).mean()
+
+
+def _first_batch(data, batches, weights):
+    return _cross_entropy(data, batches, weights, 0)
+
+
+def _huber(data, batches, weights, step):
+    inputs, _, outputs = data
+    return optax.huber_loss(ld.forward(weights, inputs[:, batches[step]]), outputs[:, batches[step]]).mean()
+
+
+def _squared(data, batches, weights, step):
+    inputs, _, outputs = data
+    misfit = ld.forward(weights, inputs[:, batches[step]]) - outputs[:, batches[step]]
+    return jnp.sum(misfit[: SHOWN_OUTPUTS["squared"]] ** 2) / 2
 
 
 def _reference(name: str, data, batches):
@@ -163,11 +179,11 @@ def width_independence(setting: Setting, /, *, anew=False) -> Evidence:
     for seed in range(setting.seeds):
         rng = np.random.default_rng(seed)
         inputs, labels, _ = data = _data(rng, (d_in, d_out), SAMPLES)
-        loss = _loss("cross-entropy", tuple(np.asarray(part) for part in data), np.arange(SAMPLES)[None])
         drawn = ld.sample(
-            jax.random.key(seed), (d_in, 10**6, 10**6, d_out), lambda w, loss=loss: loss(w, 0), scale=scale,
+            jax.random.key(seed), (d_in, 10**6, 10**6, d_out),
+            Partial(_first_batch, tuple(map(jnp.asarray, data)), jnp.arange(SAMPLES)[None]), scale=scale,
             outer="gaussian", dtype=setting.dtype,
-        )
+        )  # fmt: skip
         curve = np.asarray(ld.reduced_descent(drawn, ld.GradientDescent(rate), steps=steps).losses, float)
         problem = reference.cross_entropy(inputs, labels)
         worst = []
@@ -184,7 +200,7 @@ def width_independence(setting: Setting, /, *, anew=False) -> Evidence:
                 lines.append(losses)
         errors.append(worst)
     table = np.array(errors)
-    far = np.max(list(_of_drawn_cores(setting).values()))  # in standard errors of a mean: more than 5 is none
+    far = max(once(setting, _of_drawn_cores).values())  # in standard errors of a mean: more than 5 is none
     return Evidence(
         errors=np.where(far > 5, np.inf, np.max(table, axis=1)),
         tolerance=setting.rounding(steps),
@@ -265,10 +281,7 @@ def largest_margin(setting: Setting, /, *, separable=True) -> Evidence:
         if not separable:
             shown[: samples // 4] *= -1
         signed = jnp.asarray(inputs * shown, setting.dtype)
-
-        def loss(weights, signed=signed):
-            return jax.nn.logsumexp(-(ld.end_to_end(weights) @ signed)[0])
-
+        loss = Partial(_log_exponential, signed)
         key, spaces = jax.random.key(seed), (d, 10**6, 10**6, 1)
         small: Any = ld.sample(key, spaces, loss, scale=0.3, dtype=setting.dtype)
         run = ld.reduced_descent(small, ld.GradientDescent(0.005), steps=steps, tolerance=-60.0)
@@ -289,6 +302,10 @@ def largest_margin(setting: Setting, /, *, separable=True) -> Evidence:
         predicted={"angle": 0, "ratio": 0},
         measured={"angle": angles, "ratio": ratios},
     )
+
+
+def _log_exponential(signed, weights):
+    return jax.nn.logsumexp(-(ld.end_to_end(weights) @ signed)[0])
 
 
 def _largest_margin(signed: np.ndarray) -> np.ndarray:
