@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures import style
 from figures.protocol import Arrays, Settings
@@ -120,6 +121,9 @@ def plot(arrays: Arrays, settings: Settings) -> Figure:
         arrays[f"{name}_seconds"].mean(axis=0)[arrays[name].mean(axis=0) >= lowest][0] for name in lines
     )
     by_second.set_xscale("log")
+    by_second.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    by_second.xaxis.set_major_formatter("{x:g}")
+    by_second.xaxis.set_minor_formatter(NullFormatter())
     by_second.set(xlim=(0.9 * visible, None), xlabel="seconds, measured, without compilation")
     style.legend_above(figure, handles, title="mean and one standard deviation over seeds")
     return figure

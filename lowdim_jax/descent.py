@@ -99,7 +99,7 @@ def gradient_descent(
 
     Returns
     -------
-    `Trajectory` with step numbers in `t`. `status` is `DIVERGED` from the first step whose loss is
+    `Trajectory` with step numbers in `steps`. `status` is `DIVERGED` from the first step whose loss is
     not finite.
 
     Raises

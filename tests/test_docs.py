@@ -105,6 +105,20 @@ def test_cells_of_the_tables_are_set_and_linked(monkeypatch):
     assert '<a href="checks.html#merge">' in tables.with_links(row, "coverage.md")
 
 
+def test_what_a_function_returns_is_sentences_and_formulas_keep_their_punctuation(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    import mathematics
+    import prose
+
+    line = '<li><code>{}</code> – <div class="doc-md-description"> </div></li>'
+    page = f'<p><span class="doc-section-title">Returns:</span></p> <ul>{line.format("Times in `t`, or")}'
+    page += f"{line.format('not.')}</ul><p>rest</p>"
+    assert prose.returned(page).endswith("Returns:</span> Times in <code>t</code>, or not.</p><p>rest</p>")
+    formula = r'<span class="arithmatex">\(a\)</span>'
+    assert '<span class="nobreak">(<math' in mathematics.set_all(f"in ({formula}), and")
+    assert "nobreak" not in mathematics.set_all(f"in {formula} and")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: a page on a disk cannot be opened")
 def test_a_page_on_a_disk_has_a_worker_for_its_search_without_a_network(tmp_path):
     shutil.copy(ROOT / "docs" / "site" / "search.js", tmp_path)

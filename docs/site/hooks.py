@@ -15,6 +15,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import mathematics  # noqa: E402
+import prose  # noqa: E402
 import tables  # noqa: E402
 import tutorials  # noqa: E402
 
@@ -66,6 +67,7 @@ def on_page_content(html, page, config, files):
     html = _PICTURES.sub(_captioned, mathematics.set_all(html))
     if page.file.src_path in tables.PAGES:
         html = tables.with_links(html, page.file.src_path)
+    html = prose.returned(html)
     up = "../" * page.file.src_path.count("/")
 
     def number(found):
