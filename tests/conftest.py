@@ -2,15 +2,20 @@
 
 import inspect
 import os
+import sys
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: threads that wait, spin
+# Before NumPy: threads that wait, spin. None said: as many as there are cores, as users have it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word for word in sys.argv) else "1")
 
 import jax
 import pytest
 
 from lowdim_jax._cache import compile_quickly, optimizing
 
-compile_quickly()  # tests run a program once: compiling is most of their time
+TIMED = any("benchmarks" in word for word in sys.argv)
+"""Benchmarks are compiled as users have it."""
+if not TIMED:
+    compile_quickly()  # tests run a program once: compiling is most of their time
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -81,7 +86,7 @@ def made(request):
 @pytest.fixture(autouse=True)
 def _compiled_quickly(request):
     """Unoptimized, compiling takes half the time; tests marked `optimized` run for long, and opt out."""
-    with optimizing(request.node.get_closest_marker("optimized") is not None):
+    with optimizing(TIMED or request.node.get_closest_marker("optimized") is not None):
         yield
 
 
