@@ -105,6 +105,7 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
             np.stack([exact, exact, np.where(np.arange(4) == 1, exact, np.inf)]),
             theory.mode_time(one(reached), given, **options),
         ),
+        "time to the target, α = 1": (np.full((3, 4), np.inf), theory.mode_time(given, given, **options)),
         "trajectory": (
             curves,
             theory.mode_trajectory(clock[None, None], given[..., None], alpha=alpha[..., None], **options),

@@ -89,6 +89,11 @@ def _formulas() -> Calls:
         yield f"two layers off balance by {off}", lambda layers=layers: theory.two_layer_flow(
             1.0, *layers, np.eye(3)
         )
+    eye, none = np.eye(3), np.full((3, 3), np.nan)
+    for layers in ((none, eye, eye), (eye, none, eye), (eye, eye, none)):
+        yield "two layers of NaN", lambda layers=layers: theory.two_layer_flow(1.0, *layers)
+    yield "two layers, t < 0", lambda: theory.two_layer_flow(-1.0, eye, eye, eye)
+    yield "two layers of other shapes", lambda: theory.two_layer_flow(1.0, eye, eye, np.eye(2))
     parts = linalg.svd(jnp.eye(3))
     known: dict[str, Any]
     both = {"measurements": 5, "observed": 0.5}
@@ -216,7 +221,8 @@ def _solvers(setting: Setting) -> Calls:
     yield "descent on a number", lambda: train(1.0, weights, rule, steps=1)  # type: ignore[arg-type]
     for clock in ([], [1.0, 0.5], [-1.0, 1.0], [0.0, np.inf], [[1.0]], [0.0]):
         yield f"flow at {clock}", lambda clock=clock: gradient_flow(problem, weights, jnp.asarray(clock))
-    for options in ({"rtol": 0.0}, {"rtol": 1.0}, {"solver": "euler"}, {"max_steps": 0}):
+    for options in ({"rtol": 0.0}, {"rtol": 1.0}, {"solver": "euler"}, {"max_steps": 0}, {"alpha": -1.0},
+                    {"atol": -1.0}):  # fmt: skip
         yield f"flow, {options}", lambda options=options: gradient_flow(
             problem, weights, jnp.asarray([1.0]), **options
         )
@@ -256,6 +262,7 @@ def _borders(setting: Setting) -> Calls:
         yield f"surrogate's angle, {known}", lambda known=known: theory.surrogate_angle(parts, **known)
     yield "sharpness of nothing", lambda: theory.sharpness(0.0, depth=1, alpha=0.0)
     yield "r̂ of all", lambda: ld.compressed_widths(3, 3, depth=2, rank=3)
+    yield "one measurement", lambda: ld.problems.gaussian_measurements(jax.random.key(0), 1, (3, 3))
     column = jnp.ones((3, 1))
     yield "one component", lambda: ld.low_rank(column, jnp.ones(1), column)
     yield "r̂ of one", lambda: ld.compressed_widths(3, 3, depth=2, rank=1)

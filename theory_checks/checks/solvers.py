@@ -118,7 +118,7 @@ def _ends(setting: Setting) -> dict[str, Any]:
     rule = ld.GradientDescent(RATE, momentum=0.4)
     goal = float(losses[12] + losses[13]) / 2
     early = ld.gradient_descent(problem, weights, rule, tolerance=goal, **settings)
-    met = ld.gradient_descent(problem, weights, rule, tolerance=early.losses[1], **settings)
+    met = ld.gradient_descent(problem, weights, rule, tolerance=float(early.losses[1]), **settings)
     called = []
 
     def stop(state):
