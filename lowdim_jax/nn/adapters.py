@@ -193,7 +193,8 @@ def adapt(
     alpha
         `α`, finite and not zero.
     scale
-        `ε`, positive.
+        `ε`, positive. Adam, whose steps do not depend on the size of what they change, turns the
+        directions of a small one sooner.
     energy
         With `rank=None`: the smallest rank that holds this share of the surrogate's `Σ σ_i²`.
     budget

