@@ -134,6 +134,10 @@ def _of_modes(setting: Setting, depth: int, assumed: int) -> dict:
     if depth == 3:
         every = theory.mode_descent(given, **options, **step)[:4]
         single = [[modes.mode_descent(t, **own, **step)[:4] for t in TARGETS]] * 3
+        twice = float(mode_time(levels[0], TARGETS[0], alpha=2.0, **own))
+        pairs["time to a level, α the number two"] = (
+            twice, theory.mode_time(one(levels[0]), one(TARGETS[0]), alpha=2.0, **options)
+        )  # fmt: skip
         pairs["descent, every step"] = np.moveaxis(np.array(single), -1, 0), every
     if depth == 2:  # where logarithms and exponentials are replaced by two terms of their series
         faint = 5e-9

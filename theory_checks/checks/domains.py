@@ -144,6 +144,7 @@ def _matrices() -> Calls:
             (eye,), linalg.LowRank(eye[:, :2], values, eye[:, :2])
         )
     yield "columns by hand", lambda: spectra.modes((eye,), linalg.LowRank(tall, ones, tall))
+    yield "no component", lambda: ld.low_rank(tall[:, :0], ones[:0], tall[:, :0])
     yield "a core of NaN", lambda: ld.low_rank(tall, ones * np.nan, tall)
     yield "a factor of infinity", lambda: ld.low_rank(tall * np.inf, ones, tall)
     for rank in (0, 4):
@@ -222,7 +223,7 @@ def _solvers(setting: Setting) -> Calls:
     for clock in ([], [1.0, 0.5], [-1.0, 1.0], [0.0, np.inf], [[1.0]], [0.0]):
         yield f"flow at {clock}", lambda clock=clock: gradient_flow(problem, weights, jnp.asarray(clock))
     for options in ({"rtol": 0.0}, {"rtol": 1.0}, {"solver": "euler"}, {"max_steps": 0}, {"alpha": -1.0},
-                    {"atol": -1.0}):  # fmt: skip
+                    {"atol": -1.0}, {"atol": np.inf}):  # fmt: skip
         yield f"flow, {options}", lambda options=options: gradient_flow(
             problem, weights, jnp.asarray([1.0]), **options
         )
@@ -262,6 +263,10 @@ def _borders(setting: Setting) -> Calls:
         yield f"surrogate's angle, {known}", lambda known=known: theory.surrogate_angle(parts, **known)
     yield "sharpness of nothing", lambda: theory.sharpness(0.0, depth=1, alpha=0.0)
     yield "r̂ of all", lambda: ld.compressed_widths(3, 3, depth=2, rank=3)
+    yield "a two-cycle below one", lambda: theory.two_cycle(0.5, depth=2, learning_rate=0.1)
+    yield "sharpness of a network of zeros", lambda: theory.training_sharpness(0.0, 1.0, depth=2)
+    yield "time to half of a target", lambda: theory.fit_time_small_scale(1.0, depth=3, scale=0.01)
+    yield "two layers of zeros", lambda: theory.two_layer_flow(1.0, 0 * eye, 0 * eye, eye)
     yield "one measurement", lambda: ld.problems.gaussian_measurements(jax.random.key(0), 1, (3, 3))
     column = jnp.ones((3, 1))
     yield "one component", lambda: ld.low_rank(column, jnp.ones(1), column)

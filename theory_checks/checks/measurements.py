@@ -107,6 +107,7 @@ def _ranks_and_angles(setting: Setting) -> dict[str, Any]:
         "rank of half the energy exactly": (
             2, linalg.estimate_rank(cast(np.diag([2.0, 2.0, 2.0, 2.0, 0.0])), energy=0.5)
         ),
+        "rank above all": (1, linalg.estimate_rank(ladder, atol=9.0)),
         "rank above a tenth": (4, linalg.estimate_rank(ladder, rtol=0.1)),
         "rank above 1.5": (3, linalg.estimate_rank(ladder, atol=1.5)),
         "angles": (scipy.linalg.subspace_angles(*frames), linalg.subspace_angles(*map(cast, frames))),
