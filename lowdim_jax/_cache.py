@@ -24,17 +24,24 @@ def cache_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+QUICKLY = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+)
+
+
 def compile_quickly() -> None:
     """Have XLA compile CPU programs in less time: they run once, and compiling is most of a first run.
 
     Without fusion emitters, 1.3 times as fast. A program is not split into parts that are compiled side by
-    side either, which takes a third less processor time: other processes have the other cores. Call it before
-    anything is computed. `XLA_FLAGS` of the user's own stays as it is, and versions of JAX that this was not
+    side either, which takes a third less processor time: other processes have the other cores. Nor are parts
+    run side by side: two batched factorizations would each hold a thread and wait for the other's, for ever
+    (jaxlib 0.10, two cores). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it is, and versions of JAX that this was not
     tried with are left alone: a flag that XLA does not know ends the process.
     """
     if jax.__version_info__[:2] in ((0, 10), (0, 11)):
-        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        os.environ.setdefault("XLA_FLAGS", flags)
+        os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 
 
 MOST_MAPS = 30_000
