@@ -37,8 +37,9 @@ def compile_quickly() -> None:
     Without fusion emitters, 1.3 times as fast. A program is not split into parts that are compiled side by
     side either, which takes a third less processor time: other processes have the other cores. Nor are parts
     run side by side: two batched factorizations would each hold a thread and wait for the other's, for ever
-    (jaxlib 0.10, two cores). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it is, and versions of JAX that this was not
-    tried with are left alone: a flag that XLA does not know ends the process.
+    (jaxlib 0.10, two cores). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it
+    is, and versions of JAX that this was not tried with are left alone: a flag that XLA does not know ends
+    the process.
     """
     if jax.__version_info__[:2] in ((0, 10), (0, 11)):
         os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
