@@ -140,6 +140,7 @@ def mode_trajectories(
     top = float(jnp.max(setting.targets.singular_values))
     for depth, falling in cases:
         scale = 1.2 * top ** (1 / depth) if falling else SCALE * SLOWER.get(depth, 1)
+        steps_to_fit(setting, edge(setting, depth=depth), depth=depth, scale=scale)  # or not applicable
         end = 1.1 * last_fit(setting, depth=depth, scale=scale)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
 
@@ -267,6 +268,8 @@ def discrepant_modes(
     errors, curves = [], []
     for depth, alpha in cases:
         scale = SCALE * SLOWER.get(depth, 1)
+        rate = edge(setting, depth=depth, alpha=alpha)
+        steps_to_fit(setting, rate, depth=depth, scale=scale, alpha=alpha)  # or not applicable
         end = 1.1 * last_fit(setting, depth=depth, scale=scale, alpha=alpha)
         times = jnp.linspace(0, end, 80, dtype=setting.dtype)
         weights = per_seed(
