@@ -104,6 +104,7 @@ def _steps_to_the_end(setting: Setting, depth: int, alpha: float) -> int:
 def sharpness_at_minimum(
     setting: Setting, /, *, assumed_alpha=None, cases=tuple(case for case in CASES if case != LATE)
 ) -> Evidence:
+    require_distinct(setting)  # power iterations would mix the two largest eigenvalues
     predicted, measured, errors, next_orders = {}, {}, [], []
     top = setting.targets.singular_values[:, 0]
     for depth, alpha in cases:
