@@ -112,8 +112,14 @@ def _abandoned_reads_dropped() -> Iterator[None]:
     Within, they are collected in silence; the one sentence of the caller says what happened.
     """
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    sys.unraisablehook, log.disabled = lambda _: None, True
+    sys.unraisablehook = lambda _: None
+    log.addFilter(_drop)
     try:
         yield
     finally:
-        sys.unraisablehook, log.disabled = hook, False
+        sys.unraisablehook = hook
+        log.removeFilter(_drop)
+
+
+def _drop(_: logging.LogRecord) -> bool:
+    return False

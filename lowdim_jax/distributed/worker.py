@@ -118,7 +118,8 @@ def train(settings: dict, say: Callable[[str], None]) -> int:
 def _write(path: Path, weights: Weights, process: int) -> None:
     if process == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{f"W{number}": layer for number, layer in enumerate(weights, 1)})
+        first, last = weights
+        np.savez(path, W1=first, W2=last)
 
 
 def _own_output() -> Callable[[str], None]:

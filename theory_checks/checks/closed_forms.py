@@ -172,8 +172,10 @@ def _from_underflow(setting: Setting, depth: int, assumed: int) -> dict:
     given = {"depth": depth, "scale": one(scale)}
     found = theory.mode_time(goal / 2, goal, alpha=one(ALPHAS)[:, None], **given)
     plain = theory.mode_time(goal / 2, goal, **given)[0, :3]
-    rows = {f"from underflow, σ* = {target:.2g}": pair
-            for target, pair in zip(targets, zip(exact, plain, strict=True), strict=True)}  # fmt: skip
+    rows: dict[str, tuple] = {
+        f"from underflow, σ* = {target:.2g}": pair
+        for target, pair in zip(targets, zip(exact, plain, strict=True), strict=True)
+    }
     if depth == 2:  # at L ≥ 3 the wait has more digits than the moment of the rise
         back = theory.mode_trajectory(one(np.tile([*exact, exact[0]], (3, 1))), goal, **given)
         rows["trajectory from underflow"] = np.array(targets) / 2, back[0, :3]
