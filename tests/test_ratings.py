@@ -223,7 +223,7 @@ def test_of_several_ratings_of_a_pair_the_one_asked_for_counts(tmp_path, duplica
 
 def test_options_out_of_range_are_named(tmp_path, capsys):
     path = synthetic(tmp_path)
-    refused(capsys, [], "COMMAND")
+    refused(capsys, [], "a command is missing")
     refused(capsys, ["fit"], "FILE")
     refused(capsys, ["fit", path, "--depth", 1], "--depth", "1", "2, 3")
     refused(capsys, ["fit", path, "--rank", 0], "--rank", "'0' is not a positive integer")

@@ -43,7 +43,7 @@ def write(path, text):
         (["run", "--rank", "2"], "--rank is the rank kept of --target"),
         (["run", "--target", "missing.npy"], "neither a file nor 'digits'"),
         (["walk"], "invalid choice: 'walk'"),
-        ([], "required"),
+        ([], "a command is missing"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(arguments, expected, capsys, tmp_path):
