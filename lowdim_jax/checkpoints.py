@@ -78,8 +78,7 @@ class Checkpoints:
         saved = self._manager.item_metadata(self._newest())["run"].tree
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         run = self._load(run=ocp.args.PyTreeRestore(item=saved, restore_args=how))
-        (*others, last), (d_out, d_in) = run["best"], self.settings()["shape"]
-        first, *middle = others
+        (first, *middle, last), (d_out, d_in) = run["best"], self.settings()["shape"]
         return tuple(map(as_array, (first[:, :d_in], *middle, last[:d_out])))
 
     def close(self) -> None:
