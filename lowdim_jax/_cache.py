@@ -1,8 +1,10 @@
 """How the command lines compile: kept between runs, and fast; importing the library leaves JAX alone."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -24,11 +26,13 @@ def cache_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-QUICKLY = (
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-)
+QUICKLY = {
+    "--xla_cpu_use_fusion_emitters=false": (0, 11),
+    "--xla_cpu_parallel_codegen_split_count=1": (0, 12, 1),
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false": (0, 12, 1),
+}
+"""Flags of XLA, each with the first jaxlib that has lost it, or that it was not tried with."""
+FIRST_TRIED = (0, 10)
 
 
 def compile_quickly() -> None:
@@ -38,11 +42,21 @@ def compile_quickly() -> None:
     side either, which takes a third less processor time: other processes have the other cores. Nor are parts
     run side by side: two batched factorizations would each hold a thread and wait for the other's, for ever
     (jaxlib 0.10, two cores). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it
-    is, and versions of JAX that this was not tried with are left alone: a flag that XLA does not know ends
-    the process.
+    is. A flag that XLA does not know ends the process: each goes only to versions that are known to have it.
     """
-    if jax.__version_info__[:2] in ((0, 10), (0, 11)):
-        os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
+    flags = flags_known_to(version("jaxlib"))
+    if flags:
+        os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+
+
+def flags_known_to(jaxlib: str, /) -> list[str]:
+    """Flags of `QUICKLY` that a version of jaxlib has.
+
+    >>> flags_known_to("0.11.2")
+    ['--xla_cpu_parallel_codegen_split_count=1', '--xla_cpu_enable_concurrency_optimized_scheduler=false']
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", jaxlib)[:3])
+    return [flag for flag, lost in QUICKLY.items() if FIRST_TRIED <= numbers < lost]
 
 
 MOST_MAPS = 30_000

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-from lowdim_jax._cache import forget_programs
+from lowdim_jax._cache import flags_known_to, forget_programs
 from theory_checks.cli import main
 
 FLOW = """
@@ -50,3 +51,12 @@ def test_programs_are_forgotten_before_they_use_up_the_maps_that_linux_grants():
     forget_programs(0)
     assert double._cache_size() == (0 if Path("/proc/self/maps").exists() else 1)
     assert double(np.float32(1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "count"),
+    [("0.9.2", 0), ("0.10.0", 3), ("0.10.2", 3), ("0.11.2", 2), ("0.12.0.1", 2), ("1.0.0", 0)],
+)
+def test_a_version_of_xla_is_given_the_flags_that_it_knows_and_no_other(version, count):
+    """One that it does not know ends the process: seen with the first flag and jaxlib 0.11.2, 0.12.0.1."""
+    assert len(flags_known_to(version)) == count
