@@ -136,9 +136,12 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     """Import a name on first use: command lines answer, and set JAX up, before JAX is imported."""
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("lowdim-jax")
+        try:
+            return version("lowdim-jax")
+        except PackageNotFoundError:  # a checkout on Python's path
+            return "not installed"
     if name not in (*__all__, *_ROOMS):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = next((room for room, names in _ROOMS.items() if name in names), None)

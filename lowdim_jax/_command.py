@@ -10,9 +10,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
+
+import lowdim_jax
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
 """Exit codes. The last three are those a shell gives to what SIGINT, SIGPIPE or SIGTERM ends."""
@@ -41,7 +42,7 @@ class _Version(argparse.Action):
     """Looks the version up only when asked for it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"{parser.prog} of lowdim-jax {version('lowdim-jax')}")
+        print(f"{parser.prog} of lowdim-jax {lowdim_jax.__version__}")
         parser.exit()
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import lowdim_jax
 from lowdim_jax._cache import forget_programs, optimizing
 from theory_checks.interrupts import Interrupts
 from theory_checks.machine import circumstances, commit, processor
@@ -143,7 +144,7 @@ def environment(setting: Setting) -> dict[str, Any]:
     device = jax.devices()[0]
     error = default_product_error(setting.dtype, setting.shape[1])
     applies = error > setting.rounding(1)
-    packages = ("lowdim-jax", "jax", "jaxlib", "flax", "optax", "diffrax", "numpy", "scipy")
+    packages = ("jax", "jaxlib", "flax", "optax", "diffrax", "numpy", "scipy")
     kind = processor() if device.platform == "cpu" else device.device_kind
     return {
         "device": f"{device.platform}: {kind}",
@@ -157,6 +158,7 @@ def environment(setting: Setting) -> dict[str, Any]:
         ),
         "run": circumstances(),
         "versions": {"commit": commit(), "python": platform.python_version()}
+        | {"lowdim-jax": lowdim_jax.__version__}
         | {package: version(package) for package in packages},
         "settings": {
             "size": setting.size,
