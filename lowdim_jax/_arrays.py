@@ -97,13 +97,13 @@ def check_finite(name: str, array: Any, /) -> None:
     """Raise `ValueError` if a concrete array has NaN or infinite entries (traced ones pass)."""
     if is_traced(array):
         return
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-        if not jnp.isfinite(array).all():  # computed by all processes, none of which has it whole
-            raise ValueError(f"{name} has entries that are NaN or infinite")
-        return
-    on_cpu = not isinstance(array, jax.Array) or all(device.platform == "cpu" for device in array.devices())
-    if not on_cpu and jnp.isfinite(array).all():  # on the device: no copy of the array
-        return
+    if isinstance(array, jax.Array):
+        whole = array.is_fully_addressable or array.is_fully_replicated
+        if not (whole and all(device.platform == "cpu" for device in array.devices())):
+            if all_finite(array):
+                return
+            if not whole:  # no process has it
+                raise ValueError(f"{name} has entries that are NaN or infinite")
     values = np.asarray(array)
     bad = ~np.isfinite(values)
     if bad.any():
@@ -111,6 +111,12 @@ def check_finite(name: str, array: Any, /) -> None:
         raise ValueError(
             f"{name} has {bad.sum()} entries that are NaN or infinite, the first at index {index}"
         )
+
+
+def all_finite(array: jax.Array, /) -> bool:
+    """Whether a concrete array has no NaN or infinite entry: found where it is, without a copy of it."""
+    with jax.ensure_compile_time_eval():  # a number, also while a function that holds the array is traced
+        return bool(jnp.isfinite(array).all())
 
 
 def as_count(name: str, value: Any, /, *, least: int | None = None) -> int:

@@ -115,6 +115,16 @@ def test_single_precision_measurements_serve_double_precision_weights(x64, stack
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_a_problem_can_be_made_while_a_function_that_holds_its_measurements_is_traced(x64, stack, target):
+    labels = np.einsum("nij,ij->n", stack, target.dense())
+    misfit = np.einsum("nij,ij->n", stack, np.linalg.multi_dot(network()[::-1])) - labels
+    loss = jax.jit(lambda weights: ld.sensing(stack, labels, curvature=1.0).loss(weights))
+    np.testing.assert_allclose(loss(network()), np.sum(misfit**2) / 2, rtol=1e-13)
+    broken = stack / 0
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        jax.jit(lambda weights: ld.sensing(broken, labels, curvature=1.0).loss(weights))(network())
+
+
 def test_measurements_are_standard_gaussian_over_root_m(x64):
     stack = ld.gaussian_measurements(jax.random.key(0), 50, (20, 30))
     assert stack.shape == (50, 20, 30)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lowdim_jax._host import is_traced, on_host
+from lowdim_jax._host import is_traced
 from lowdim_jax.linalg import check_finite
 from lowdim_jax.nn.kernels import Kernel, narrowed
 from lowdim_jax.nn.paths import part_at, replace_everywhere
@@ -72,11 +72,11 @@ def output_components(
     for matrix, moment in zip(matrices, moments, strict=True):
         xp: Any = jnp if is_traced(matrix, moment) else np
         exact = np.float64 if xp is np else matrix.dtype
-        w = matrix.astype(exact)
+        w = xp.asarray(matrix, exact)
         if moment is None:
             gram = w @ w.swapaxes(-1, -2)
         else:
-            s = on_host(moment).astype(exact)  # of an embedding, its diagonal
+            s = xp.asarray(moment, exact)  # of an embedding, its diagonal
             gram = (w * s[:, None, :] if s.ndim == 2 else w @ s) @ w.swapaxes(-1, -2)
         values, vectors = xp.linalg.eigh(gram)
         parts.append((xp.maximum(values[..., ::-1], 0), vectors[..., ::-1].astype(matrix.dtype)))

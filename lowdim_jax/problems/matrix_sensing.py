@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lowdim_jax._arrays import as_count, as_floats, as_shape
+from lowdim_jax._arrays import all_finite, as_count, as_floats, as_shape
 from lowdim_jax._host import AnyArray, as_pytree, is_traced
 from lowdim_jax.linalg import LowRank, dense, leading_svd, noise_norm
 from lowdim_jax.networks import check_fits, end_to_end
@@ -275,7 +275,7 @@ def _operator(measurements, shape) -> _Stack | _Pair:
         apply, adjoint = map(as_pytree, measurements)
         return _Pair(apply, adjoint, as_shape("shape", shape))
     stack = as_floats("measurements", measurements, finite=False)
-    if not is_traced(stack) and not jnp.isfinite(stack).all():  # a reduction: no copy of the stack
+    if not is_traced(stack) and not all_finite(stack):
         raise ValueError("measurements has entries that are NaN or infinite")
     if stack.ndim != 3 or stack.size == 0:
         raise ValueError(
