@@ -36,9 +36,12 @@ def test_results_are_those_of_one_process_in_the_order_of_the_checks():
 
 @pytest.mark.parametrize(
     ("platform", "count", "cores", "expected"),
-    [("cpu", 40, 2, 2), ("cpu", 3, 2, 1), ("cpu", 40, 1, 1), ("gpu", 40, 2, 1)],
+    [
+        ("cpu", 40, 2, 2), ("cpu", 40, 16, 6), ("cpu", 3, 2, 1), ("cpu", 40, 1, 1),
+        ("gpu", 40, 16, 6), ("gpu", 40, 2, 1), ("tpu", 40, 16, 1),
+    ],
 )
-def test_two_processes_where_that_is_faster(monkeypatch, platform, count, cores, expected):
+def test_several_processes_where_that_is_faster(monkeypatch, platform, count, cores, expected):
     monkeypatch.setattr(workers.os, "cpu_count", lambda: cores)
     assert workers.default_processes(platform, [None] * count) == expected
 

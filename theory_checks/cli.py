@@ -1,6 +1,7 @@
 """The `theory-checks` command."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def _parser() -> Parser:
         "--processes",
         type=whole_number(1),
         metavar="N",
-        help="processes that share the checks; default: 2 on a CPU of several cores, else 1",
+        help="processes that share the checks; default: one a core, or for every two beside a GPU, up to 6",
     )
     run.add_argument("--fail-fast", action="store_true", help="stop at the first check that does not hold")
     run.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"default: {OUT}")
@@ -339,6 +340,7 @@ def _configure_jax(device: str | None, dtype: str) -> None:
     from lowdim_jax._cache import cache_programs, compile_quickly
 
     compile_quickly()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share a GPU's memory
     if device is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     with suppress(RuntimeError):  # there is a device already

@@ -20,13 +20,20 @@ from theory_checks.setting import Setting
 
 FEWEST = 8
 """Checks from which on starting processes is worth its seconds."""
+MOST = 6
+"""Processes beyond which the longest check is what a run waits for."""
 NUMPY_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 """What tells NumPy's linear algebra, as it is loaded, how many threads to start."""
 
 
 def default_processes(platform: str, checks: Sequence[Check], /) -> int:
-    """Two, where there are two cores and many checks; a GPU or TPU is one process's alone."""
-    return 2 if platform == "cpu" and (os.cpu_count() or 1) > 1 and len(checks) >= FEWEST else 1
+    """As many as there are cores to compile, up to `MOST`, where there are many checks; one on a TPU.
+
+    A program is compiled for a GPU on several cores; a TPU is one process's alone.
+    """
+    cores = os.cpu_count() or 1
+    useful = {"cpu": cores, "gpu": cores // 2}.get(platform, 1)
+    return max(1, min(useful, MOST)) if len(checks) >= FEWEST else 1
 
 
 def run_in_processes(
