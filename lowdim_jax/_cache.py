@@ -30,6 +30,7 @@ QUICKLY = {
     "--xla_cpu_use_fusion_emitters=false": (0, 11),
     "--xla_cpu_parallel_codegen_split_count=1": (0, 12, 1),
     "--xla_cpu_enable_concurrency_optimized_scheduler=false": (0, 12, 1),
+    "--xla_disable_hlo_passes=while-loop-invariant-code-motion": (0, 11),
 }
 """Flags of XLA, each with the first jaxlib that has lost it, or that it was not tried with."""
 FIRST_TRIED = (0, 10)
@@ -41,8 +42,10 @@ def compile_quickly() -> None:
     Without fusion emitters, 1.3 times as fast. A program is not split into parts that are compiled side by
     side either, which takes a third less processor time: other processes have the other cores. Nor are parts
     run side by side: two batched factorizations would each hold a thread and wait for the other's, for ever
-    (jaxlib 0.10, two cores). Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it
-    is. A flag that XLA does not know ends the process: each goes only to versions that are known to have it.
+    (jaxlib 0.10, two cores). What stays the same throughout a loop is computed in each round: to move it out,
+    XLA copies the loop again and again, a third of the time that a differential equation takes to compile.
+    Call it before anything is computed. `XLA_FLAGS` of the user's own stays as it is. A flag that XLA does
+    not know ends the process: each goes only to versions that are known to have it.
     """
     flags = flags_known_to(version("jaxlib"))
     if flags:
