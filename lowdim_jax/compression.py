@@ -182,11 +182,13 @@ def _large_surrogate(problem: Any) -> Any:
 
 def _deflated_count(problem: Any, parts: LowRank, count: int, edge: float, margin: float):
     """Number of components where all entries are observed, and the edge below the last of them."""
+    whole = on_host(parts)
     values, most = np.asarray(parts.singular_values), estimate_rank(parts)
+    left_times_values = whole.left * whole.singular_values[None, :]
     above = min(count, most)
     while above > 0 and count < most:
-        left, right = parts.left[:, :count] * parts.singular_values[None, :count], parts.right[:, :count].T
-        edge = float(problem.residual((right, left)).noise_edge())
+        left, right = left_times_values[:, :count], whole.right[:, :count].T
+        edge = float(problem.residual((as_array(right), as_array(left))).noise_edge())
         above = int(np.sum(values[count:most] > margin * edge))
         count += above
     return min(count, most), edge

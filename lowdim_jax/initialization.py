@@ -5,6 +5,7 @@ Frobenius norm per layer, `ε √min(d_l, d_{l−1})`, so that they can be compa
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def orthogonal(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -
     >>> jnp.linalg.norm(first, axis=1).round(3), last.shape
     (Array([0.1, 0.1, 0.1, 0.1], dtype=float32), (3, 4))
     """
-    return _per_layer(key, widths, scale, dtype, jax.nn.initializers.orthogonal())
+    return _per_layer(key, widths, scale, dtype, _orthogonal)
 
 
 def gaussian(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
@@ -52,10 +53,7 @@ def gaussian(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> 
     [(4, 5), (3, 4)]
     """
 
-    def draw(key, shape, dtype):
-        return jax.random.normal(key, shape, dtype) / max(shape) ** 0.5
-
-    return _per_layer(key, widths, scale, dtype, draw)
+    return _per_layer(key, widths, scale, dtype, _gaussian)
 
 
 def uniform(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
@@ -69,11 +67,7 @@ def uniform(key: jax.Array, widths: Sequence[int], /, *, scale, dtype=None) -> W
     True
     """
 
-    def draw(key, shape, dtype):
-        bound = (3 / max(shape)) ** 0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return _per_layer(key, widths, scale, dtype, draw)
+    return _per_layer(key, widths, scale, dtype, _uniform)
 
 
 def identity(widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
@@ -85,9 +79,7 @@ def identity(widths: Sequence[int], /, *, scale, dtype=None) -> Weights:
     Array([[0.5, 0. , 0. ],
            [0. , 0.5, 0. ]], dtype=float32)
     """
-    return _per_layer(
-        jax.random.key(0), widths, scale, dtype, lambda _, shape, dtype: jnp.eye(*shape, dtype=dtype)
-    )
+    return _per_layer(jax.random.key(0), widths, scale, dtype, _identity)
 
 
 def spectral(
@@ -210,4 +202,26 @@ def _per_layer(key, widths, scale, dtype, draw: Callable) -> Weights:
     shapes = zip(widths[1:], widths, strict=False)
     keys = jax.random.split(key, len(widths) - 1)
     scale = jnp.asarray(scale, dtype)
-    return tuple(scale * draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=False))
+    return tuple(_layer(k, scale, shape, draw) for k, shape in zip(keys, shapes, strict=False))
+
+
+@partial(jax.jit, static_argnames=("shape", "draw"), inline=True)
+def _layer(key, scale, shape, draw):
+    """One layer in one program, which layers of one shape share."""
+    return scale * draw(key, shape, scale.dtype)
+
+
+_orthogonal = jax.nn.initializers.orthogonal()
+
+
+def _gaussian(key, shape, dtype):
+    return jax.random.normal(key, shape, dtype) / max(shape) ** 0.5
+
+
+def _uniform(key, shape, dtype):
+    bound = (3 / max(shape)) ** 0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _identity(_, shape, dtype):
+    return jnp.eye(*shape, dtype=dtype)

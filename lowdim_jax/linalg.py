@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -282,7 +283,12 @@ def extend_orthonormal(
         raise ValueError(f"count={count}, expected at most d={d} orthonormal columns")
     if count <= k:
         return basis[:, :count]
-    key = jax.random.key(0) if key is None else key
+    return _extended(basis, jax.random.key(0) if key is None else key, count)
+
+
+@partial(jax.jit, static_argnames="count", inline=True)
+def _extended(basis, key, count):
+    d, k = basis.shape
     new = jax.random.normal(key, (d, count - k), basis.dtype)
     for _ in range(2):  # once leaves rounding of size cond(new), twice is orthogonal to rounding
         new = new - basis @ (basis.T @ new)

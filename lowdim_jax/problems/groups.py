@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from lowdim_jax._host import AnyArray
+from lowdim_jax._host import AnyArray, as_array
 
 SLOTS = (16, 32, 64)
 """Entries of a row, or of a column, that may be worked on together."""
@@ -59,9 +59,9 @@ def group(
     group_owner = np.zeros(chunks * chunk, np.int32)
     group_owner[:total] = np.repeat(np.arange(owners), groups_of)
     return Groups(
-        jnp.asarray(group_owner.reshape(chunks, chunk)),
-        jnp.asarray(grouped_others.reshape(chunks, chunk, slots)),
-        jnp.asarray(grouped_values.reshape(chunks, chunk, slots), _float_of(values)),
+        as_array(group_owner.reshape(chunks, chunk)),
+        as_array(grouped_others.reshape(chunks, chunk, slots)),
+        as_array(grouped_values.reshape(chunks, chunk, slots).astype(_float_of(values), copy=False)),
         owners,
     )
 

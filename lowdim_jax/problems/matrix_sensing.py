@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lowdim_jax._arrays import all_finite, as_count, as_floats, as_shape
-from lowdim_jax._host import AnyArray, as_pytree, is_traced
+from lowdim_jax._host import AnyArray, as_array, as_pytree, is_traced, on_host
 from lowdim_jax.linalg import LowRank, dense, leading_svd, noise_norm
 from lowdim_jax.networks import check_fits, end_to_end
 from lowdim_jax.problems.base import as_truth, held_out, relative_error
@@ -139,10 +139,9 @@ class Sensing:
 
         What stands above it is structure (docs/theory.md 1.7). Of concrete values.
         """
-        adjoint = jax.jit(lambda operator, labels: operator.adjoint(labels))
 
         def surrogate_of(labels):
-            return np.asarray(adjoint(self.operator, jnp.asarray(labels)) / self.curvature)
+            return np.asarray(_adjoint(self.operator, jnp.asarray(labels)) / self.curvature)
 
         return flipped_norm(np.asarray(self.labels), surrogate_of, seed=seed)
 
@@ -178,10 +177,11 @@ class Sensing:
         for chosen in map(np.flatnonzero, (~held, held)):
             curvature = self.curvature * (len(chosen) / len(self.labels))
             if isinstance(self.operator, _Stack):
-                operator = _Stack(self.operator.matrices[chosen])
+                operator = _Stack(as_array(on_host(self.operator.matrices)[chosen]))
             else:
-                operator = _Part(self.operator, jnp.asarray(chosen), len(self.labels))
-            parts.append(Sensing(operator, self.labels[chosen], curvature, self.truth))
+                operator = _Part(self.operator, as_array(chosen), len(self.labels))
+            labels = as_array(on_host(self.labels)[chosen])
+            parts.append(Sensing(operator, labels, curvature, self.truth))
         return parts[0], parts[1]
 
 
@@ -232,7 +232,7 @@ def sensing(
     if labels is None:
         if truth is None:
             raise ValueError("labels and truth are both missing, expected one of them")
-        labels = jax.jit(lambda operator, truth: operator.apply(dense(truth)))(operator, truth)
+        labels = _measured(operator, truth)
     labels = as_floats("labels", labels)
     expected = jax.eval_shape(operator.apply, jax.ShapeDtypeStruct(operator.shape, labels.dtype)).shape
     if labels.shape != expected or labels.size == 0:
@@ -245,6 +245,16 @@ def sensing(
     if not is_traced(curvature) and not 0 < curvature < jnp.inf:
         raise ValueError(f"curvature={curvature}, expected a positive finite number")
     return Sensing(operator, labels, curvature, truth)
+
+
+@jax.jit
+def _measured(operator, truth) -> jax.Array:
+    return operator.apply(dense(truth))
+
+
+@jax.jit
+def _adjoint(operator, labels) -> jax.Array:
+    return operator.adjoint(labels)
 
 
 def gaussian_measurements(key: jax.Array, m: int, shape: tuple[int, int], /, *, dtype=None):

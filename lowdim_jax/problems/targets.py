@@ -1,12 +1,14 @@
 """Target matrices: with a known spectrum, or those that a linear regression amounts to."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
 from lowdim_jax._arrays import as_count, as_floats, as_shape
-from lowdim_jax._host import AnyArray, is_traced
+from lowdim_jax._host import AnyArray, as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, as_matrix, dense, estimate_rank, svd
 
 
@@ -31,9 +33,11 @@ def separated_target(key: jax.Array, d: int, rank: int, /, *, dtype=None) -> Low
     d, rank = as_count("d", d), as_count("rank", rank)
     if not 1 <= rank <= d // 2:
         raise ValueError(f"rank={rank}, expected 1 ≤ rank ≤ d/2 = {d // 2}")
-    parts = svd(jax.random.normal(key, (d, d), dtype))
-    keep = jnp.arange(rank) * d // (2 * rank)
-    return LowRank(parts.left[:, keep], parts.singular_values[keep], parts.right[:, keep])
+    parts = on_host(svd(jax.random.normal(key, (d, d), dtype)))
+    keep = np.arange(rank) * d // (2 * rank)
+    return LowRank(
+        *map(as_array, (parts.left[:, keep], parts.singular_values[keep], parts.right[:, keep]))
+    )
 
 
 def random_target(
@@ -59,12 +63,15 @@ def random_target(
     r = len(singular_values)
     if r > min(d_out, d_in):
         raise ValueError(f"{r} singular values do not fit a {d_out}×{d_in} matrix")
-    key_left, key_right = jax.random.split(key)
+    return _random_target(key, singular_values, (d_out, d_in))
+
+
+@partial(jax.jit, static_argnames="shape", inline=True)
+def _random_target(key, singular_values, shape) -> LowRank:
+    r, dtype = len(singular_values), singular_values.dtype
     haar = jax.nn.initializers.orthogonal()
-    dtype = singular_values.dtype
-    return LowRank(
-        haar(key_left, (d_out, r), dtype), -jnp.sort(-singular_values), haar(key_right, (d_in, r), dtype)
-    )
+    left, right = (haar(k, (d, r), dtype) for k, d in zip(jax.random.split(key), shape, strict=True))
+    return LowRank(left, -jnp.sort(-singular_values), right)
 
 
 def whiten(inputs: Real[AnyArray, "d_in n"], /) -> Float[Array, "d_in n"]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +148,11 @@ def two_cycle(
     check_integer("depth", depth, least=2)
     check("target", target, lambda v: v >= 0, "at least 0")
     check("learning_rate", learning_rate, lambda v: v >= 0, "at least 0")
-    target, rate = broadcast(target, learning_rate)
+    return _two_cycle(*broadcast(target, learning_rate), depth=depth)
+
+
+@partial(jax.jit, static_argnames="depth", inline=True)
+def _two_cycle(target, rate, *, depth):
     scaled_rate = rate * target ** (2 - 2 / depth)  # that of a target of one
 
     def needed(z):

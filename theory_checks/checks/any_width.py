@@ -51,8 +51,8 @@ def rectangular_reduction(
     errors, predicted, measured = [], {}, {}
     for name, spaces in chains.items():
         run = _reduced_sample if name == SAMPLED else _reduced_chain
-        target, weights, lifted, bases, (losses, error) = per_seed(
-            run, setting, {"sigma": sigma, "rule": rule}, spaces=spaces, init=init
+        target, weights, lifted, bases, (losses, error) = jax.device_get(
+            per_seed(run, setting, {"sigma": sigma, "rule": rule}, spaces=spaces, init=init)
         )
         widths = np.array([basis.shape[-1] for basis in bases])
         expected = np.array(originals.core_widths(spaces, rank))

@@ -61,7 +61,8 @@ def scalar_map(setting: Setting, /, *, start="spectral", extra_depth=0, cases=MA
         rate, rank = _half_edge(setting, depth, alpha), setting.compressed_rank
         starts = per_seed(compressed, setting, {"scale": scale}, depth=depth, rank=rank, start=start)
         numbers = {"rate": rate, "alpha": alpha}
-        history = per_seed(_records, setting, numbers, starts=starts, steps=steps, every=every)
+        fixed = {"steps": steps, "every": every}
+        history = jax.device_get(per_seed(_records, setting, numbers, starts=starts, **fixed))
         walk = {"learning_rate": rate, "steps": steps, "alpha": alpha}
         found = [
             _against_maps(
