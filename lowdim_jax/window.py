@@ -381,13 +381,7 @@ def _scales(scale, depth: int, dtype) -> jax.Array:
 
 def _check_loss(problem: WindowLoss, layers: Sequence[WindowLayer]) -> None:
     """Refuse a loss whose gradient shows that it sees more than the window's part of the product."""
-    weights, window = problem.network(layers), problem.window
-    keys = jax.random.split(jax.random.key(0), len(weights))
-    sizes = [jnp.sqrt(jnp.mean(weight**2)) for weight in weights]
-    weights = tuple(
-        weight + size * jax.random.normal(key, weight.shape, weight.dtype)
-        for weight, size, key in zip(weights, sizes, keys, strict=True)
-    )  # parts outside the window, too: it is not to see them
+    weights, window = _shaken(problem.network(layers)), problem.window
     step = (jnp.zeros((), jnp.int32),) if problem.per_step else ()
     gradient = _gradient(problem.function, weights, *step)
     weights, gradient, window = on_host((weights, gradient, window))
@@ -412,6 +406,16 @@ def _check_loss(problem: WindowLoss, layers: Sequence[WindowLayer]) -> None:
                 f"loss sees layers {number} and {number + 1} apart, not only their product: the reduction is "
                 "of losses of the end-to-end matrix; a penalty on weights is the optimizer's weight_decay"
             )
+
+
+@jax.jit
+def _shaken(weights: Weights) -> Weights:
+    """A network with parts outside the window, too: the loss is not to see them."""
+    keys = jax.random.split(jax.random.key(0), len(weights))
+    return tuple(
+        weight + jnp.sqrt(jnp.mean(weight**2)) * jax.random.normal(key, weight.shape, weight.dtype)
+        for weight, key in zip(weights, keys, strict=True)
+    )
 
 
 @jax.jit

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,11 @@ def bulk_descent(
     check_integer("steps", steps, least=0)
     for name, value in (("scale", scale), ("learning_rate", learning_rate), ("weight_decay", weight_decay)):
         check(name, value, lambda v: v >= 0, "at least 0")
-    start, rate, decay = broadcast(scale, learning_rate, weight_decay)
+    return _bulk(*broadcast(scale, learning_rate, weight_decay), depth=depth, steps=steps)
 
+
+@partial(jax.jit, static_argnames=("depth", "steps"), inline=True)
+def _bulk(start, rate, decay, *, depth, steps):
     def step(rho, _):
         rho = rho * (1 - rate * decay - rate * rho ** (2 * depth - 2))
         return rho, rho

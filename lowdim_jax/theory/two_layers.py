@@ -11,6 +11,7 @@ softened projector onto the columns of `A`: its rows differ by factors like `e^{
 a factorization with pivots only ratios of at most one are left. Exact at every time, without steps.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -121,6 +122,11 @@ def tangent_kernel(
     >>> kernel.shape, float(kernel[0, 0, 0, 0])
     ((3, 2, 3, 2), 2.0)
     """
+    return _kernel(inner_gram, outer_gram)
+
+
+@partial(jax.jit, inline=True)
+def _kernel(inner_gram, outer_gram):
     d_in, d_out = inner_gram.shape[-1], outer_gram.shape[-1]
     inner = jnp.einsum("...ij,ab->...aibj", inner_gram, jnp.eye(d_out, dtype=inner_gram.dtype))
     return inner + jnp.einsum("...ab,ij->...aibj", outer_gram, jnp.eye(d_in, dtype=outer_gram.dtype))

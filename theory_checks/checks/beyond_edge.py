@@ -113,17 +113,18 @@ def side_by_side(setting: Setting, /, *, nudge_all=False) -> Evidence:
     return replace(evidence, measured={**evidence.measured, **left}, curves=tuple(curves))
 
 
-def _history(sigma, depth, rate, nudge, rng):
+def _history(sigma, depth, rate, nudge, rng, last=0):
+    """End-to-end matrices at every step, or at the last ones only."""
     start = 0.8 * np.min(sigma) ** (1 / depth)
     weights = [start * np.eye(2) + nudge * rng.standard_normal((2, 2)) for _ in range(depth)]
     with np.errstate(all="ignore"):  # a run that leaves may diverge
         run = networks.descent(networks.factorization(np.diag(sigma)), weights, rate=rate, steps=STEPS)
-        return [networks.product(layers) for layers in run]
+        return [networks.product(layers) for layers in run[-last:]]
 
 
 def _last_two(sigma, depth, rate, nudge, rng):
     """The diagonal at the last two steps, each component's in order, and the largest entry off it."""
-    end = np.array(_history(sigma, depth, rate, nudge, rng)[-2:])
+    end = np.array(_history(sigma, depth, rate, nudge, rng, last=2))
     diagonal = np.sort(np.einsum("tii->ti", end), axis=0)
     return diagonal, float(max(np.max(np.abs(end[:, 0, 1])), np.max(np.abs(end[:, 1, 0]))))
 

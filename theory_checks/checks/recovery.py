@@ -312,17 +312,8 @@ def rank_overestimation(setting: Setting, /, *, factors=(1, 2, 4), shift=0) -> E
     rests_on=("theorem", "library"),
 )
 def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidence:
-    """On a matrix of one size, whatever the setting's: smaller ones measure little but the compiler."""
-    size = 160 if jax.default_backend() == "cpu" else 3000
-    target = ld.separated_target(jax.random.key(0), size, 5, dtype=setting.dtype)
-    problem = _completion(target, jax.random.key(1), 0.3)
-    goal = 1e-4 * float(problem.loss((jnp.zeros(target.shape, setting.dtype),)))
-    scale = float(_scale(problem, 3))
-    rate = FRACTION * float(ld.max_learning_rate(problem, depth=3))
-    full = ld.orthogonal(
-        jax.random.key(2), ld.full_widths(*target.shape, depth=3), scale=scale, dtype=setting.dtype
-    )
-    small = ld.compress(problem, depth=3, scale=scale, rank=10) if narrow else full
+    problem, goal, rate, spectral, full = once(setting, _large_completion)
+    small = spectral if narrow else full
 
     def measure(weights):
         def nothing(_):  # a function of its own, so that the program is compiled anew
@@ -357,6 +348,20 @@ def compression_speed(setting: Setting, /, *, narrow=True, repeats=2) -> Evidenc
         measured={"ratio": ratio, "seconds": [fast, slow], "steps": [few, many]},
         timed=True,
     )
+
+
+def _large_completion(setting: Setting) -> tuple:
+    """Two starts on a matrix of one size, whatever the setting's: smaller ones measure but the compiler."""
+    size = 160 if jax.default_backend() == "cpu" else 3000
+    target = ld.separated_target(jax.random.key(0), size, 5, dtype=setting.dtype)
+    problem = _completion(target, jax.random.key(1), 0.3)
+    goal = 1e-4 * float(problem.loss((jnp.zeros(target.shape, setting.dtype),)))
+    scale = float(_scale(problem, 3))
+    rate = FRACTION * float(ld.max_learning_rate(problem, depth=3))
+    full = ld.orthogonal(
+        jax.random.key(2), ld.full_widths(*target.shape, depth=3), scale=scale, dtype=setting.dtype
+    )
+    return problem, goal, rate, ld.compress(problem, depth=3, scale=scale, rank=10), full
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def two_layer_flow(setting: Setting, /, *, spread=0.0, factor=1.0) -> Evidence:
             inner, outer = inner_scale * np.eye(4), outer_scale * HADAMARD / 2
         clock = np.append(TIMES, LATE)
         cast = [np.asarray(x, setting.dtype) for x in (clock, inner, outer, factor * target)]
-        everything = closed_form(*cast)
+        everything = jax.device_get(closed_form(*cast))
         left, sigma, right = np.linalg.svd(factor * target)
         limit = left[:, :hidden] * sigma[:hidden] @ right[:hidden]  # all that so many hidden units can hold
         pairs[f"W_2 W_1 at last, {name}"] = everything.end_to_end[-1], limit

@@ -121,13 +121,15 @@ def alternating(problems: Sequence[MatrixLoss]) -> MatrixLoss:
 
 def loss_and_gradients(problem: MatrixLoss, weights: Sequence[np.ndarray]) -> tuple[float, Network]:
     """The loss, and `∇_l = (W_L ⋯ W_{l+1})ᵀ ∇ℓ(W) (W_{l−1} ⋯ W_1)ᵀ` of every layer."""
-    loss, outer = problem(product(weights))
+    products = [weights[0]]  # W_l ⋯ W_1
+    for weight in weights[1:]:
+        products.append(weight @ products[-1])
+    loss, slope = problem(products[-1])
     gradients = []
-    for layer, weight in enumerate(weights):
-        before = product([np.eye(weights[0].shape[1]), *weights[:layer]])
-        after = product([np.eye(weight.shape[0]), *weights[layer + 1 :]])
-        gradients.append(after.T @ outer @ before.T)
-    return loss, gradients
+    for layer in range(len(weights) - 1, 0, -1):
+        gradients.append(slope @ products[layer - 1].T)
+        slope = weights[layer].T @ slope
+    return loss, [slope, *reversed(gradients)]
 
 
 # --- Training -------------------------------------------------------------------------------------
