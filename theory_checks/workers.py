@@ -94,7 +94,7 @@ class _Queue:
         for pool in self.pools:
             running: Any = getattr(pool, "_processes", None) or {}
             for process in list(running.values()):
-                process.terminate()
+                process.kill()  # SIGTERM can wait for a GPU's compiler
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _feed(self, pool: ProcessPoolExecutor) -> None:
