@@ -1,13 +1,21 @@
-"""How the command lines compile: kept between runs, and fast; importing the library leaves JAX alone."""
+"""How programs are compiled: shortly where they run briefly, and by command lines kept between runs.
+
+Importing the library leaves JAX's own settings alone.
+"""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache, partial, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 
 def cache_programs() -> None:
@@ -34,6 +42,10 @@ QUICKLY = {
 }
 """Flags of XLA, each with the first jaxlib that has lost it, or that it was not tried with."""
 FIRST_TRIED = (0, 10)
+OVERHEAD = 1_000
+"""Entries of an array that are gone through in the time that a program's operations take to start."""
+FEW, MANY = 10_000_000, 2_000_000_000
+"""Entries gone through up to which programs without optimizations and with some save more than they cost."""
 
 
 def compile_quickly() -> None:
@@ -60,6 +72,65 @@ def flags_known_to(jaxlib: str, /) -> list[str]:
     """
     numbers = tuple(int(part) for part in re.findall(r"\d+", jaxlib)[:3])
     return [flag for flag, lost in QUICKLY.items() if FIRST_TRIED <= numbers < lost]
+
+
+@cache
+def options_known_to(jaxlib: str, /) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a program that is to be compiled with some of the optimizations, and with few of them.
+
+    Some: a third of the time to compile, the same numbers, products of matrices as fast. Few: a seventh;
+    loops over entries take up to four times as long.
+    """
+    flags = [flag for flag in flags_known_to(jaxlib) if "passes" not in flag]
+    pairs = (flag.removeprefix("--").split("=") for flag in flags)
+    some: dict[str, Any] = {name: value != "false" and int(value) for name, value in pairs}
+    few = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return some, {**some, **few} if some else {}
+
+
+class Program:
+    """A function as `jax.jit` has it, compiled on a CPU with the effort that its run is worth.
+
+    A small problem is solved in less time than XLA's optimizations of its programs take. How much is
+    optimized follows from the sizes of the arguments alone, so that it is the same in every run: from
+    `(entries + OVERHEAD) · times`, for a program that goes through its arguments so many times. Other devices
+    compile as ever. So do transformations, whose program this is a part of: there JAX takes no options.
+    """
+
+    def __init__(self, function: Callable, **static: Any):
+        some, few = options_known_to(version("jaxlib"))
+        jitted = partial(jax.jit, function, **static)
+        self._plain, self._quickly = jitted(), jitted(compiler_options=some)
+        self._unoptimized = jitted(compiler_options=few)
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, times: int = 1, **kwargs: Any) -> Any:
+        """Call the function, which goes through its arguments about `times` times."""
+        return self._program((args, kwargs), times)(*args, **kwargs)
+
+    def _program(self, arguments: Any, times: int) -> Callable:
+        if jax.default_backend() != "cpu" or get_opaque_trace_state() != _eager():
+            return self._plain
+        entries = OVERHEAD
+        for leaf in jax.tree.leaves(arguments):
+            if isinstance(leaf, Tracer):
+                return self._plain
+            entries += getattr(leaf, "size", 0)
+            if isinstance(leaf, jax.Array) and next(iter(leaf.sharding.device_set)).platform != "cpu":
+                return self._plain
+        if entries * times <= FEW:
+            return self._unoptimized
+        return self._quickly if entries * times <= MANY else self._plain
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+
+@cache
+def _eager() -> Any:
+    """JAX's state where nothing is traced, which is that of any new thread."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(get_opaque_trace_state).result()
 
 
 MOST_MAPS = 30_000

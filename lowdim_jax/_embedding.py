@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+
+from lowdim_jax.optimizers import GradientTransformation
 
 PROBE = (3, 7, 8, 4)
 """Widths of the wide network on which an optimizer is tried; its cores are (2, 3, 3, 2)."""
 
 
-def embedding_gap(optimizer: optax.GradientTransformation, layer: Callable[[Any, Any], Any], /) -> float:
+def embedding_gap(optimizer: GradientTransformation, layer: Callable[[Any, Any], Any], /) -> float:
     """How far an optimizer moves a network apart from the same one embedded in a wider one.
 
     A few steps of given gradients, from tiny to large, on cores `z_l` and on `B_l z_l B_{l−1}ᵀ` plus a part
@@ -45,6 +46,8 @@ def embedding_gap(optimizer: optax.GradientTransformation, layer: Callable[[Any,
 
     def stacked(trees):
         return as_dtype(jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
+
+    import optax  # as the optimizer's owner has; it takes a fifth of a second to load
 
     @jax.jit
     def walk(weights, gradients):

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from lowdim_jax._cache import Program
 from lowdim_jax._rosenbrock import Rosenbrock, Scaled, rms
 from lowdim_jax.networks import roles
 from lowdim_jax.trajectory import Status, Trajectory, blank
 
 
-@partial(jax.jit, static_argnames=("implicit", "max_steps"))
+@partial(Program, static_argnames=("implicit", "max_steps"))
 def integrate(loss, weights, times, alpha, rtol, atol, observe, *, implicit, max_steps):
     y0, unravel = ravel_pytree(weights)
     rates = _rates(weights, alpha, y0.dtype)

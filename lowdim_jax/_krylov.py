@@ -54,6 +54,13 @@ def leading_triplets(
     return LowRank(*map(as_array, (left * signs, values, right * signs)))
 
 
+def leading_value(matrix: Any, /, *, accuracy: float = ACCURACY) -> float:
+    """The largest singular value, from below."""
+    tall = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    _, _, gram = _iterate(tall, 1, NO_LEVEL, accuracy)
+    return float(max(np.linalg.eigvalsh(gram)[-1], 0) ** 0.5)
+
+
 def _iterate(tall: Any, least: int, above: float, accuracy: float):
     """An orthonormal basis that holds the right vectors asked for; its images, and their Gram matrix."""
     side, dtype = tall.shape[1], tall.dtype

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from lowdim_jax._cache import Program
 from lowdim_jax._host import as_pytree, on_host
 from lowdim_jax._reading import named
 from lowdim_jax.descent import DescentState
@@ -97,7 +98,7 @@ class CheckedRun:
         self.history = [(*row[:2], math.nan if row[2] is None else row[2]) for row in rows]
 
 
-@jax.jit
+@Program
 def _call(function, weights):
     return function(weights)
 
@@ -140,7 +141,7 @@ def fingerprint(problem: Problem) -> str | float:
     size = float(top_singular_value(problem)) / (d_out * d_in) ** 0.5
     layers = size * rng.standard_normal((1, d_in)), rng.standard_normal((d_out, 1))
     weights = place([layer.astype(jax.dtypes.canonicalize_dtype(float)) for layer in layers])
-    return float(jax.jit(lambda loss, weights: loss(weights))(as_pytree(problem.loss), weights))
+    return float(_call(as_pytree(problem.loss), weights))
 
 
 @contextmanager

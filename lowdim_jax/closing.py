@@ -5,15 +5,17 @@ Descent's time grows with the condition number of the matrix (docs/theory.md 2.4
 """
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowdim_jax._cache import Program
 from lowdim_jax._host import as_array, as_pytree, on_host
 from lowdim_jax.linalg import LowRank
-from lowdim_jax.networks import Weights, end_to_end_factors
+from lowdim_jax.networks import Weights, narrowest_hidden
 
 PRODUCTS = 200
 """Products with the Hessian that a step may take."""
@@ -24,6 +26,10 @@ SOLVING = 8
 """Conjugate gradients of one factor's ridge regression: the next one goes on from there."""
 RIDGES = tuple(np.geomspace(0.5, 1e-3, 16).tolist())
 """Ridges of a graduated fit, as fractions of the surrogate's largest singular value, where it is zero."""
+TIMES = 1000
+"""Times that a closing goes through the data, about."""
+SMALL = 1000
+"""Side of a matrix up to which it is closed as one of eight components at least."""
 LOOK_BACK = 3
 """Steps over which progress is measured."""
 ROUNDING = 20
@@ -113,7 +119,7 @@ def graduated(loss: Any, parts: LowRank, ridges: Iterable[float], /) -> Iterator
     root = np.sqrt(parts.singular_values)
     a, b = parts.left * root, parts.right * root
     for ridge in ridges:
-        a, b = _ridge_sweep(loss, a, b, np.asarray(ridge, parts.dtype))
+        a, b = _ridge_sweep(loss, a, b, np.asarray(ridge, parts.dtype), times=TIMES)
         yield LowRank(*map(as_array, _cut(_product_svd(np.asarray(a), np.asarray(b).T), rank)))
 
 
@@ -140,8 +146,9 @@ def factors(parts: LowRank, /) -> Weights:
 
 def parts_of(weights: Weights, /, rank: int | None = None) -> LowRank:
     """Leading components of a network's end-to-end matrix."""
-    a, b = end_to_end_factors(on_host(weights))
-    return LowRank(*map(as_array, _cut(_product_svd(np.asarray(a), np.asarray(b)), rank)))
+    split, layers = narrowest_hidden(weights), [np.asarray(layer) for layer in weights]
+    a, b = (reduce(np.matmul, part[::-1]) for part in (layers[split:], layers[:split]))
+    return LowRank(*map(as_array, _cut(_product_svd(a, b), rank)))
 
 
 def exact_loss(loss_at_zero: float, dtype: Any, /) -> float:
@@ -149,12 +156,12 @@ def exact_loss(loss_at_zero: float, dtype: Any, /) -> float:
     return loss_at_zero * (ROUNDING * float(np.finfo(dtype).eps)) ** 2
 
 
-@jax.jit
+@Program
 def _residual(residual, weights):
     return residual(weights)
 
 
-@jax.jit
+@Program
 def _tangent_loss(loss, left, values, right, move):
     """Loss of `U Σ Vᵀ + dA Vᵀ + U dBᵀ`, and its gradient by `move`, which is `dA` above `dB`."""
 
@@ -166,7 +173,7 @@ def _tangent_loss(loss, left, values, right, move):
     return jax.value_and_grad(of)(move)
 
 
-@jax.jit
+@Program
 def _ridge_sweep(loss, a, b, ridge):
     """Ridge regressions of the left factor on the right one, then the other way round."""
     a = _regression(lambda a: loss((b.T, a)), a, ridge)
@@ -195,7 +202,9 @@ def _regression(loss, factor, ridge):
 
 
 def _slope(loss, parts: LowRank, move: np.ndarray) -> tuple[float, np.ndarray]:
-    value, gradient = _tangent_loss(loss, parts.left, parts.singular_values, parts.right, move)
+    value, gradient = _tangent_loss(
+        loss, parts.left, parts.singular_values, parts.right, move, times=TIMES
+    )
     return float(value), np.asarray(gradient)
 
 
@@ -247,9 +256,12 @@ def _cut(parts: LowRank, rank: int | None):
 
 
 def _padded(parts: LowRank) -> LowRank:
-    """As NumPy arrays, with zero components up to one of few widths: a program is compiled for each."""
+    """As NumPy arrays, with zero components up to one of few widths: a program is compiled for each.
+
+    Of a small matrix a few more cost nothing, and growing from 4 to 5 is no other program.
+    """
     rank, most = len(parts.singular_values), min(parts.shape)
-    width = min(most, max(4, 1 << (rank - 1).bit_length()))
+    width = min(most, max(8 if max(parts.shape) <= SMALL else 4, 1 << (rank - 1).bit_length()))
     add = ((0, 0), (0, width - rank))
     left, values, right = (np.asarray(part) for part in (parts.left, parts.singular_values, parts.right))
     padded: Any = np.pad(left, add), np.pad(values, add[1]), np.pad(right, add)

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lowdim_jax._arrays import as_count
+from lowdim_jax._cache import Program
 from lowdim_jax._host import as_pytree, is_traced
-from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.optimizers import GradientDescent, GradientTransformation
 from lowdim_jax.problems.base import Problem, loss_of, max_learning_rate
 from lowdim_jax.trajectory import Status, Trajectory, blank, trim
 
 MOST_STEPS = 2**31 - 1
 """Largest number that a step number, of 32 bits, can be."""
+LEAST = 10_000
+"""Steps for which a loop is compiled at least, so that numbers do not depend on how many were asked for."""
 
 
 class DescentState(NamedTuple):
@@ -51,7 +53,7 @@ class _History(NamedTuple):
 def gradient_descent(
     objective: Problem | Callable,
     weights: Any,
-    optimizer: GradientDescent | optax.GradientTransformation,
+    optimizer: GradientDescent | GradientTransformation,
     /,
     *,
     steps: int,
@@ -130,13 +132,12 @@ def gradient_descent(
         callback_every = as_count("callback_every", callback_every, least=1)
     tolerance = -jnp.inf if tolerance is None else checked_tolerance(tolerance)
     rule = optimizer if isinstance(optimizer, GradientDescent) else _Static(optimizer)
-    run = partial(_run, per_step=per_step, resumable=callback is not None)
+    run = partial(_run, per_step=per_step, resumable=callback is not None, times=max(steps, LEAST))
     settings = (as_pytree(loss_of(objective)), rule, None if observe is None else as_pytree(observe))
 
     state = weights
     if not isinstance(weights, DescentState):
-        start = jax.jit(initial_state, static_argnames="per_step")
-        state = start(*settings[:2], weights, per_step=per_step)
+        state = first_state(*settings[:2], weights, per_step=per_step)
     history = _no_records(settings[2], state, rows=-(-steps // record_every) + 1)
     if callback is None:
         state, history, status = run(*settings, state, history, steps, record_every, tolerance)
@@ -175,13 +176,21 @@ def initial_state(loss: Callable, optimizer, weights, /, *, per_step: bool = Fal
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
 
 
+first_state = Program(initial_state, static_argnames="per_step")
+
+
 def take_step(loss: Callable, optimizer, state: DescentState, /, *, per_step: bool = False) -> DescentState:
     """State after one more step."""
     number = state.step + 1
     updates, optimizer_state = optimizer.update(state.gradient, state.optimizer_state, state.weights)
-    weights = optax.apply_updates(state.weights, updates)
+    weights = _updated(state.weights, updates)
     value, gradient = jax.value_and_grad(loss)(weights, *((number,) if per_step else ()))
     return DescentState(number, weights, optimizer_state, value, gradient)
+
+
+def _updated(weights: Any, updates: Any) -> Any:
+    """Their sum, in the precision of the weights."""
+    return jax.tree.map(lambda weight, update: (weight + update).astype(weight.dtype), weights, updates)
 
 
 def _steps_until(goal, loss: Callable, optimizer, state: DescentState, /, *, per_step: bool) -> DescentState:
@@ -195,7 +204,7 @@ def _steps_until(goal, loss: Callable, optimizer, state: DescentState, /, *, per
         number, weights, optimizer_state = carry
         gradient = jax.grad(loss)(weights, *((number,) if per_step else ()))
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, weights)
-        return number + 1, optax.apply_updates(weights, updates), optimizer_state
+        return number + 1, _updated(weights, updates), optimizer_state
 
     moving = state.step, state.weights, state.optimizer_state
     number, weights, optimizer_state = jax.lax.while_loop(lambda carry: carry[0] < goal, step, moving)
@@ -248,12 +257,12 @@ def _blank_rest(history: _History) -> _History:
     return _History(count, *jax.tree.map(rest, columns))
 
 
-def _run(*arguments, per_step: bool, resumable: bool):
+def _run(*arguments, per_step: bool, resumable: bool, times: int):
     """`_advance`, with the loss evaluated at records only; a run that diverges is repeated with all of it.
 
     Under `jit` and `vmap`, where nobody can look at the outcome, it is evaluated at every step.
     """
-    static = {"per_step": per_step, "resumable": resumable}
+    static = {"per_step": per_step, "resumable": resumable, "times": times}
     if is_traced(arguments):
         return _advance(*arguments, every_step=True, **static)
     ended = _advance(*arguments, every_step=False, **static)
@@ -262,7 +271,7 @@ def _run(*arguments, per_step: bool, resumable: bool):
     return _advance(*arguments, every_step=True, **static)
 
 
-@partial(jax.jit, static_argnames=("every_step", "per_step", "resumable"))
+@partial(Program, static_argnames=("every_step", "per_step", "resumable"))
 def _advance(
     loss, optimizer, observe, state, history, end, record_every, tolerance, *, every_step, per_step, resumable
 ):
@@ -315,7 +324,7 @@ def _record(observe, state: DescentState, history: _History) -> _History:
 class _Static:
     """An optax optimizer as a pytree without leaves, told apart by identity."""
 
-    def __init__(self, value: optax.GradientTransformation):
+    def __init__(self, value: GradientTransformation):
         self.value = value
 
     def init(self, weights):

@@ -13,7 +13,7 @@ from lowdim_jax._host import as_array, as_pytree, on_host
 from lowdim_jax.checked_run import CheckedRun, fingerprint, progress_bar, same_run
 from lowdim_jax.closing import parts_of, value_of
 from lowdim_jax.compression import Visible, leading_surrogate, visible_components
-from lowdim_jax.descent import DescentState, gradient_descent, initial_state
+from lowdim_jax.descent import DescentState, first_state, gradient_descent
 from lowdim_jax.growing import (
     EACH_HELD_OUT,
     FEWEST,
@@ -199,7 +199,7 @@ def fit(
         _, rank, *_ = compressed_widths(*problem.shape, depth=depth, rank=rank)
     problem, unit = _normalized(problem, depth)
     look = _look(problem, rank, start, edge=finish)
-    top = float(look.parts.singular_values[0])
+    top = float(np.asarray(look.parts.singular_values)[0])
     if not top > 0:
         raise ValueError("problem has data that are zero throughout: there is nothing to learn")
     if start is None:
@@ -239,11 +239,10 @@ def fit(
             settings = {name: now[name] for name in settings}
             rate = _times(settings["learning_rate"], 1 / unit, 2 * depth - 2)
     optimizer = GradientDescent(rate, alpha=settings["alpha"], weight_decay=decay)
-    begin = jax.jit(initial_state)
-    state = begin(as_pytree(problem.loss), optimizer, weights)
+    state = first_state(as_pytree(problem.loss), optimizer, weights)
     here = weights if hasattr(problem, "place") else on_host(weights)
     nothing = jax.tree.map(lambda layer: layer * 0, here)
-    zero = float(begin(as_pytree(problem.loss), optimizer, nothing).loss)
+    zero = float(first_state(as_pytree(problem.loss), optimizer, nothing).loss)
     asked = False
     with progress_bar(steps) if progress else nullcontext() as show:
 
@@ -274,9 +273,10 @@ def fit(
     if saved is not None:
         saved.close()
     spent = int(run.state.step)
-    ours = trajectory.status == Status.STOPPED and not asked
+    status = Status(int(trajectory.status))
+    ours = status == Status.STOPPED and not asked
     ended = f"{spent} steps of descent" if ours else trajectory.message
-    outcome = _Outcome(run.best, Status(int(trajectory.status)), ended)
+    outcome = _Outcome(run.best, status, ended)
     done = outcome.status == Status.REACHED_TOLERANCE and tolerance != TOLERANCE
     done = done or asked or (rank is not None and run.overdue(check_every))  # its width fits noise
     if finish and spent < steps and not done and outcome.status != Status.DIVERGED:

@@ -18,6 +18,8 @@ RTOL = 1e-8
 """Error per step by default, where the precision resolves it."""
 EXPLICIT_BUDGET = 20_000
 """Predicted explicit steps up to which `solver="auto"` is explicit."""
+EVALUATIONS = 100_000
+"""Gradients that a flow takes, about, or several flows of one program: what its compilation is worth."""
 _STABILITY_INTERVAL = 3.3
 """Step length times fastest rate that the explicit method stays stable for."""
 
@@ -126,6 +128,7 @@ def gradient_flow(
             None if observe is None else as_pytree(observe),
             implicit=solver == "implicit",
             max_steps=max_steps,
+            times=EVALUATIONS,
         )
     if not is_traced(trajectory.status):
         trajectory = trim(trajectory)

@@ -126,9 +126,10 @@ def stages(
         As in `close`.
     """
     quiet, before, start = 0, None, first
+    at_zero = loss_at_zero(problem, first.dtype, rank=len(first.singular_values))
+    goal = exact_loss(at_zero, first.dtype)
     while budget.left > 0:
         rank = len(start.singular_values)
-        goal = exact_loss(loss_at_zero(problem, start.dtype), start.dtype)
         best = budget.close(problem, start, goal=goal, stall=stall)
         if best.loss <= exact:
             if before is not None:
@@ -161,7 +162,7 @@ def stages(
 def path(problem: Any, rank: int, budget: Budget, /, *, last: int = len(RIDGES)) -> Iterator[LowRank]:
     """A graduated fit of a width, from the surrogate's leading components, up to its `last` ridge."""
     start = leading_surrogate(on_host(problem), rank)
-    top = float(start.singular_values[0])
+    top = float(np.asarray(start.singular_values)[0])
     for point in graduated(problem.loss, start, [top * ridge for ridge in RIDGES[:last]]):
         budget.take(gradients_of_a_sweep())
         yield point
@@ -276,14 +277,16 @@ def zero_matrix(problem: Any, dtype: Any, /) -> LowRank:
     return constant_matrix(problem.shape, 0.0, dtype)
 
 
-def loss_at_zero(problem: Any, dtype: Any, /) -> float:
-    """Loss of the zero matrix."""
-    return value_of(problem.loss, zero_matrix(problem, dtype))
+def loss_at_zero(problem: Any, dtype: Any, /, *, rank: int = 1) -> float:
+    """Loss of the zero matrix, as one of so many components: a program is compiled for each number."""
+    d_out, d_in = problem.shape
+    parts: Any = (np.zeros(shape, dtype) for shape in ((d_out, rank), rank, (d_in, rank)))
+    return value_of(problem.loss, LowRank(*parts))
 
 
 def _structure(shown: Visible) -> float:
     """Largest singular value of a residual, over its noise edge."""
-    return float(shown.parts.singular_values[0]) / shown.edge if shown.edge else np.inf
+    return float(np.asarray(shown.parts.singular_values)[0]) / shown.edge if shown.edge else np.inf
 
 
 def _sum(parts: LowRank, more: LowRank) -> LowRank:

@@ -1,15 +1,19 @@
 """Optimizers with discrepant learning rates by role, as pytrees whose rates are traced values."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lowdim_jax._host import is_traced
 from lowdim_jax.networks import roles
+
+if TYPE_CHECKING:
+    from optax import GradientTransformation
+else:
+    GradientTransformation = tuple  # which it is; optax takes a fifth of a second to load
 
 
 @jax.tree_util.register_dataclass
@@ -66,22 +70,29 @@ class GradientDescent:
         if self.nesterov and self.momentum is None:
             raise ValueError("nesterov=True without a momentum, expected momentum=β beside it")
 
-    def _direction(self) -> optax.GradientTransformation:
-        parts = [optax.identity()]
+    def _direction(self) -> GradientTransformation:
+        import optax
+
+        parts = []
         if self.weight_decay is not None:
             parts.append(optax.add_decayed_weights(self.weight_decay))
         if self.momentum is not None:
             parts.append(optax.trace(self.momentum, nesterov=self.nesterov))
         return optax.chain(*parts)
 
+    @property
+    def _is_plain(self) -> bool:
+        return self.weight_decay is None and self.momentum is None
+
     def init(self, weights, /):
         """Optimizer state: the momentum buffer, if there is one."""
-        return self._direction().init(weights)
+        return () if self._is_plain else self._direction().init(weights)
 
     def update(self, gradient, state, weights):
         """Updates to add to the weights, and the next state."""
-        direction: Any
-        direction, state = self._direction().update(gradient, state, weights)
+        direction: Any = gradient
+        if not self._is_plain:
+            direction, state = self._direction().update(gradient, state, weights)
         rate = {"outer": -self.alpha * self.learning_rate, "middle": -self.learning_rate}
 
         def scaled(role, layer):
@@ -90,9 +101,7 @@ class GradientDescent:
         return jax.tree.map(scaled, roles(weights), direction), state
 
 
-def by_role(
-    outer: optax.GradientTransformation, middle: optax.GradientTransformation
-) -> optax.GradientTransformation:
+def by_role(outer: GradientTransformation, middle: GradientTransformation) -> GradientTransformation:
     """One optax optimizer for the first and last layers, another for those between.
 
     For example `by_role(optax.adam(5e-3), optax.adam(1e-3))`: discrepant learning rates for any
@@ -107,4 +116,6 @@ def by_role(
     >>> bool(ld.gradient_descent(problem, network, optimizer, steps=200).losses[-1] < 0.1)
     True
     """
+    import optax
+
     return optax.partition({"outer": outer, "middle": middle}, roles)

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Real
 
 from lowdim_jax import _isometries
@@ -32,7 +31,7 @@ from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, estimate_rank, frobenius_norm, svd
 from lowdim_jax.networks import Weights, check_depth, check_fits, end_to_end, widths
-from lowdim_jax.optimizers import GradientDescent
+from lowdim_jax.optimizers import GradientDescent, GradientTransformation
 from lowdim_jax.problems.matrix_factorization import factorization
 from lowdim_jax.problems.targets import random_target
 from lowdim_jax.trajectory import Trajectory
@@ -471,7 +470,7 @@ def sample(
 
 def reduced_descent(
     reduction: "Reduction | WindowReduction",
-    optimizer: GradientDescent | optax.GradientTransformation,
+    optimizer: GradientDescent | GradientTransformation,
     /,
     *,
     strict: bool = True,

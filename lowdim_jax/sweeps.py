@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowdim_jax._arrays import as_count
+from lowdim_jax._cache import Program
 from lowdim_jax._host import as_pytree
-from lowdim_jax.descent import DescentState, checked_steps, checked_tolerance, initial_state, take_step
+from lowdim_jax.descent import LEAST, DescentState, checked_steps, checked_tolerance, initial_state, take_step
 from lowdim_jax.optimizers import GradientDescent
 from lowdim_jax.problems.base import Problem, loss_of
 
@@ -120,7 +121,9 @@ def sweep(
     results: list[Any] = [None] * count
     active = np.ones(lanes, bool)
     while active.any():
-        states, ended = _advance(loss, runs, running, states, steps, check_every, tolerance)
+        states, ended = _advance(
+            loss, runs, running, states, steps, check_every, tolerance, times=max(steps, LEAST)
+        )
         finished = np.flatnonzero(np.asarray(ended) & active)
         if not len(finished):
             continue
@@ -151,7 +154,7 @@ def _each(function, *lanes):
     return jax.tree.map(lambda leaf: leaf[None], result)
 
 
-@jax.jit
+@Program
 def _start(loss, runs, running) -> DescentState:
     def start(run):
         of_run, weights, optimizer = _of_run(loss, runs, run)
@@ -160,7 +163,7 @@ def _start(loss, runs, running) -> DescentState:
     return _each(start, running)
 
 
-@jax.jit
+@Program
 def _refill(loss, runs, running, states, fresh) -> DescentState:
     started = _start(loss, runs, running)
 
@@ -170,7 +173,7 @@ def _refill(loss, runs, running, states, fresh) -> DescentState:
     return jax.tree.map(choose, started, states)
 
 
-@jax.jit
+@Program
 def _advance(loss, runs, running, states, steps, check_every, tolerance):
     """Up to `check_every` more steps in every lane, and which of them have ended."""
 

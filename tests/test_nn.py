@@ -55,8 +55,11 @@ def batch():
 # --- The layers ------------------------------------------------------------------------------
 
 
-def test_importing_the_library_does_not_import_flax():
-    program = "import sys, lowdim_jax; sys.exit('flax' in sys.modules)"
+def test_importing_the_library_and_its_solvers_does_not_import_flax_or_optax():
+    program = (
+        "import sys, lowdim_jax as ld; ld.fit, ld.gradient_descent, ld.gradient_flow, ld.reduce; "
+        "sys.exit('flax' in sys.modules or 'optax' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

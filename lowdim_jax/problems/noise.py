@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lowdim_jax._krylov import leading_triplets
+from lowdim_jax._krylov import leading_value
 from lowdim_jax.linalg import is_sparse
 
 FLIPS = 3
@@ -41,4 +41,4 @@ def rough_norm(matrix, /) -> float:
     if matrix.shape[0] * matrix.shape[1] <= DENSE:
         return float(np.linalg.norm(matrix.toarray() if is_sparse(matrix) else np.asarray(matrix), 2))
     matrix = matrix if is_sparse(matrix) else np.asarray(matrix)
-    return float(leading_triplets(matrix, accuracy=ACCURACY).singular_values[0])
+    return leading_value(matrix, accuracy=ACCURACY)
