@@ -137,7 +137,7 @@ def gradient_descent(
 
     state = weights
     if not isinstance(weights, DescentState):
-        state = first_state(*settings[:2], weights, per_step=per_step)
+        state = initial_state(*settings[:2], weights, per_step=per_step)
     history = _no_records(settings[2], state, rows=-(-steps // record_every) + 1)
     if callback is None:
         state, history, status = run(*settings, state, history, steps, record_every, tolerance)
@@ -169,14 +169,12 @@ def gradient_descent(
     return trajectory.raise_if_failed() if throw else trajectory
 
 
+@partial(Program, static_argnames="per_step")
 def initial_state(loss: Callable, optimizer, weights, /, *, per_step: bool = False) -> DescentState:
     """State before the first step."""
     start = jnp.zeros((), jnp.int32)
     value, gradient = jax.value_and_grad(loss)(weights, *((start,) if per_step else ()))
     return DescentState(start, weights, optimizer.init(weights), value, gradient)
-
-
-first_state = Program(initial_state, static_argnames="per_step")
 
 
 def take_step(loss: Callable, optimizer, state: DescentState, /, *, per_step: bool = False) -> DescentState:

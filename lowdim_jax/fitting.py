@@ -13,7 +13,7 @@ from lowdim_jax._host import as_array, as_pytree, on_host
 from lowdim_jax.checked_run import CheckedRun, fingerprint, progress_bar, same_run
 from lowdim_jax.closing import parts_of, value_of
 from lowdim_jax.compression import Visible, leading_surrogate, visible_components
-from lowdim_jax.descent import DescentState, first_state, gradient_descent
+from lowdim_jax.descent import DescentState, gradient_descent, initial_state
 from lowdim_jax.growing import (
     EACH_HELD_OUT,
     FEWEST,
@@ -239,10 +239,10 @@ def fit(
             settings = {name: now[name] for name in settings}
             rate = _times(settings["learning_rate"], 1 / unit, 2 * depth - 2)
     optimizer = GradientDescent(rate, alpha=settings["alpha"], weight_decay=decay)
-    state = first_state(as_pytree(problem.loss), optimizer, weights)
+    state = initial_state(as_pytree(problem.loss), optimizer, weights)
     here = weights if hasattr(problem, "place") else on_host(weights)
     nothing = jax.tree.map(lambda layer: layer * 0, here)
-    zero = float(first_state(as_pytree(problem.loss), optimizer, nothing).loss)
+    zero = float(initial_state(as_pytree(problem.loss), optimizer, nothing).loss)
     asked = False
     with progress_bar(steps) if progress else nullcontext() as show:
 
