@@ -62,7 +62,7 @@ def test_a_compressed_network_keeps_the_accuracy_and_a_spectral_start_has_some_a
         assert arrays[name].shape == arrays[f"{name}_seconds"].shape == (settings["seeds"], 5)
         assert np.all(np.diff(arrays[f"{name}_seconds"], axis=1) > 0)
         assert arrays[name][:, -1].min() > 0.85
-    assert abs(arrays["compressed"][:, -1].mean() - arrays["deep"][:, -1].mean()) < 0.03
+    assert arrays["compressed"][:, -1].mean() > arrays["deep"][:, -1].mean() - 0.03
     assert arrays["compressed"][:, 0].min() > 0.25 > arrays["compressed_random"][:, 0].max()
     np.testing.assert_array_equal(arrays["iteration"], [0, 20, 40, 60, 80])
 
