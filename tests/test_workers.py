@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from lowdim_jax.linalg import LowRank
 from theory_checks import cli, runner, workers
 from theory_checks.interrupts import Interrupts
 from theory_checks.selection import select
@@ -32,6 +33,16 @@ def test_results_are_those_of_one_process_in_the_order_of_the_checks():
         here = runner.run_check(check, setting)
         assert result.outcome == here.outcome == "pass"
         np.testing.assert_allclose(result.evidence.error, here.evidence.error, rtol=1e-3, atol=1e-6)
+
+
+def test_a_process_is_given_targets_in_the_precision_of_the_run():
+    """Not JAX's arrays: in a new process, which is not configured yet, they would be read in float32."""
+    exact = np.linalg.svd(np.diag([2.0, 1 / 3]))
+    target = LowRank(*map(jax.device_put, (exact[0], exact[1], exact[2].T)))
+    setting, targets = workers._given(Setting(dtype=str(target.dtype), seeds=2, target=target))
+    for given in (*jax.tree.leaves(setting.target), *jax.tree.leaves(targets)):
+        assert isinstance(given, np.ndarray)
+        assert given.dtype == target.dtype
 
 
 @pytest.mark.parametrize(

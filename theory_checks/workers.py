@@ -12,6 +12,9 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import jax
+
+from lowdim_jax.linalg import LowRank
 from theory_checks.interrupts import Interrupts
 from theory_checks.registry import Check
 from theory_checks.runner import Result, run_check, run_checks
@@ -52,8 +55,7 @@ def run_in_processes(
     if not shared:
         yield from run_checks(alone, setting, results, interrupts)
         return
-    plain = replace(setting)  # without the arrays that it has cached
-    queue = _Queue(shared, [_new_pool(configure, plain) for _ in range(processes)])
+    queue = _Queue(shared, [_new_pool(configure, *_given(setting)) for _ in range(processes)])
     try:
         interrupts.allowed = True
         queue.start()
@@ -136,9 +138,15 @@ class _Queue:
             self.futures[check.name].set_exception(error)
 
 
-def _new_pool(configure: Callable[[], None], setting: Setting) -> ProcessPoolExecutor:
+def _given(setting: Setting) -> tuple[Setting, LowRank]:
+    """What a process starts from: NumPy's arrays, since JAX's are read in float32 until it is configured."""
+    target, targets = jax.device_get((setting.target, setting.targets))
+    return replace(setting, target=target), targets
+
+
+def _new_pool(configure: Callable[[], None], setting: Setting, targets: LowRank) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
-        1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(configure, setting)
+        1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(configure, setting, targets)
     )
 
 
@@ -155,13 +163,14 @@ def _one_thread_each() -> Iterator[None]:
 
 
 _SETTING: list[Setting] = []
-"""What the checks of this process are given: one object, whose targets are drawn once."""
+"""What the checks of this process are given: one object, with the targets that the first process drew."""
 
 
-def _prepare(configure: Callable[[], None], setting: Setting) -> None:
+def _prepare(configure: Callable[[], None], setting: Setting, targets: LowRank) -> None:
     """In a new process: Ctrl-C is for the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure()
+    setting.__dict__["targets"] = jax.device_put(targets)
     _SETTING[:] = [setting]
 
 

@@ -218,7 +218,8 @@ def _dense(setting: Setting) -> np.ndarray:
 def descent_to_flow(setting: Setting, /, *, momentum=0.0) -> Evidence:
     """The flow, and descent as predicted, are NumPy's and SciPy's."""
     depth = 3
-    own = setting if setting.target is not None else replace(setting, size="small")
+    as_it_is = setting.target is not None or setting.size == "small"
+    own = setting if as_it_is else replace(setting, size="small")
     top = float(np.min(own.targets.singular_values[:, 0]))
     end = float(modes.mode_time(0.5 * top, top, depth=depth, scale=SCALE))
     rates = end / np.array(COUNTS)
