@@ -57,7 +57,8 @@ class LowRank:
 
     def dense(self) -> Float[AnyArray, "d_out d_in"]:
         """The matrix itself: forms `d_out · d_in` entries."""
-        return (self.left * self.singular_values[None, :]) @ self.right.T
+        compute = _dense_in_one if isinstance(self.left, jax.Array) else _dense
+        return compute(self.left, self.singular_values, self.right)
 
     def truncate(self, rank: int) -> "LowRank":
         """The leading `rank` components."""
@@ -65,6 +66,13 @@ class LowRank:
             return self
         left, values, right = on_host((self.left, self.singular_values, self.right))
         return LowRank(*map(as_array, (left[:, :rank], values[:rank], right[:, :rank])))
+
+
+def _dense(left, values, right):
+    return (left * values[None, :]) @ right.T
+
+
+_dense_in_one = jax.jit(_dense, inline=True)
 
 
 def low_rank(
@@ -112,6 +120,11 @@ def thin_svd(a: Float[AnyArray, "d_out k"], b: Float[AnyArray, "k d_in"], /) -> 
     >>> thin_svd(jnp.array([[2.0], [0.0]]), jnp.array([[0.0, 3.0]])).singular_values
     Array([6.], dtype=float32)
     """
+    return _thin_svd(a, b)
+
+
+@partial(jax.jit, inline=True)
+def _thin_svd(a, b) -> LowRank:
     q_left, r_left = jnp.linalg.qr(a)
     q_right, r_right = jnp.linalg.qr(b.T)
     u, s, vt = jnp.linalg.svd(r_left @ r_right.T, full_matrices=False)

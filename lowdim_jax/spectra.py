@@ -1,6 +1,7 @@
 """Measurements on matrices and along trajectories: spectra, alignment, fit times, effective rank."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -184,6 +185,11 @@ def crossing_time(t: Real[AnyArray, " n"], values: Real[AnyArray, "n r"], level,
     >>> crossing_time(jnp.array([0.0, 10.0]), jnp.array([[0.0], [4.0]]), 1.0)
     Array([2.5], dtype=float32)
     """
+    return _crossing_time(t, values, level)
+
+
+@partial(jax.jit, inline=True)
+def _crossing_time(t, values, level):
     level = jnp.broadcast_to(jnp.asarray(level, values.dtype), values.shape[1:])
     reached = values >= level[None]
     after = jnp.maximum(jnp.argmax(reached, axis=0), 1)
