@@ -342,3 +342,26 @@ def test_a_start_that_cannot_be_is_named(path, loss, message):
         path, model.first = "first", nn.CompressedLinear(6, 8, rank=2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=message):
         nn.spectral_start(model, path, loss, *batch())
+
+
+def test_a_model_built_in_one_program_is_the_one_its_constructor_makes():
+    """As in each of Flax's own initializers, and with random streams that go on as they would."""
+
+    def make():
+        return nnx.Sequential(
+            nnx.Linear(6, 5, rngs=nnx.Rngs(0)),
+            nnx.Dropout(0.5, rngs=nnx.Rngs(1)),
+            nn.CompressedLinear(5, 4, rank=2, rngs=nnx.Rngs(2)),
+        )
+
+    programs, x = [], jnp.ones((3, 6))
+    listener = lambda name, _, **__: programs.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        built = nn.build(make)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert sum("backend_compile" in name for name in programs) == 1
+    made = make()
+    for _ in range(2):
+        assert np.allclose(built(x), made(x), atol=1e-6)

@@ -10,6 +10,7 @@ figures train are in `lowdim_jax.nn.reference`.
 """
 
 from lowdim_jax.nn.adapters import Adapted, DeltaParam, DeltaStart, adapt, merge
+from lowdim_jax.nn.building import build
 from lowdim_jax.nn.conversion import Factored, compress, compress_layer
 from lowdim_jax.nn.layers import CompressedLinear, DeepLinear
 from lowdim_jax.nn.narrowing import narrow_layer
@@ -28,6 +29,7 @@ __all__ = [
     "Factored",
     "Report",
     "adapt",
+    "build",
     "compress",
     "compress_layer",
     "energy_within",

@@ -11,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lowdim_jax._cache import Program
 from lowdim_jax._host import as_array, is_traced, on_host
 from lowdim_jax.linalg import LowRank, check_finite, leading_svd, svd_within
 from lowdim_jax.nn.paths import part_at
+
+LAYERS = 100
+"""Times that a gradient goes through a batch, about: once for every operation of a model."""
 
 
 def gradients(
@@ -40,7 +44,7 @@ def gradients(
     graph, chosen, rest = nnx.split(_untied(model, paths), lambda path, _: path in wanted, ...)
     constants = constants_of(loss)
     program = _program(loss) if constants is None else _kept_program(loss, constants)
-    found = dict(nnx.to_flat_state(program(graph, chosen, rest, tuple(batch))))
+    found = dict(nnx.to_flat_state(program(graph, chosen, rest, tuple(batch), times=LAYERS)))
     return [found[path][...] for path in paths]
 
 
@@ -103,7 +107,7 @@ def _program(loss: Callable, constants: tuple = ()) -> Any:
             raise ValueError(f"loss(model, *batch) gives {given}, expected a real scalar")
         return value
 
-    return jax.jit(
+    return Program(
         lambda graph, chosen, rest, batch: jax.grad(loss_of)(chosen, graph, rest, batch), static_argnums=0
     )
 

@@ -69,14 +69,16 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> Run:
     rate, alpha = BEST_RATES[variant] if options.best_rates else (options.rate, options.alpha)
     clock = time.process_time if options.processor else time.perf_counter
     start = clock()
-    model = reference.MLP(
-        data.images.shape[1:],
-        CLASSES,
-        width=options.width,
-        head=kind,
-        rank=options.rank,
-        scale=options.scale,
-        rngs=nnx.Rngs(seed),
+    model = nn.build(
+        lambda: reference.MLP(
+            data.images.shape[1:],
+            CLASSES,
+            width=options.width,
+            head=kind,
+            rank=options.rank,
+            scale=options.scale,
+            rngs=nnx.Rngs(seed),
+        )
     )
     if spectral:
         batch = data.images[:1024], data.labels[:1024]
