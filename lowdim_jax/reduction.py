@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Real
 from lowdim_jax import _isometries
 from lowdim_jax._arrays import check_finite
 from lowdim_jax._host import AnyArray, as_array, of_one_kind
+from lowdim_jax._products import product
 from lowdim_jax.descent import gradient_descent
 from lowdim_jax.initialization import check_scale
 from lowdim_jax.linalg import LowRank, estimate_rank, frobenius_norm, svd
@@ -98,8 +99,8 @@ class ReducedFactorization:
         Its gradient with respect to a `ρ_l` is that of a single bulk entry, which is what moves each
         of the `n` entries of the full network: the other `n − 1` count for the value only.
         """
-        product = functools.reduce(lambda product, core: core @ product, cores(layers))
-        core = jnp.sum((product - self.target.dense()) ** 2) / 2
+        inner = functools.reduce(lambda inner, core: product(core, inner), cores(layers))
+        core = jnp.sum((inner - self.target.dense()) ** 2) / 2
         bulk = _end_to_end_bulk(layers) ** 2 / 2
         return core + (bulk + (self.bulk_count - 1) * jax.lax.stop_gradient(bulk))
 

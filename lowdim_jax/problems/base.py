@@ -1,6 +1,7 @@
 """What a problem is: a loss of the end-to-end matrix, and a surrogate that a network can start from."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import AnyArray
+from lowdim_jax._products import product
 from lowdim_jax.linalg import LowRank, as_matrix, dense, frobenius_norm
 from lowdim_jax.networks import check_fits, end_to_end, narrowest_hidden, widths
 from lowdim_jax.theory import stability
@@ -186,9 +188,13 @@ def squared_error(target: AnyArray | LowRank, weights: Sequence[AnyArray], /) ->
 
 
 def _wide_factors(weights: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
-    """`Aᵀ, B` of the end-to-end matrix `W = A B`, split as by `end_to_end_factors`."""
+    """`Aᵀ, B` of the end-to-end matrix `W = A B`, split as by `end_to_end_factors`.
+
+    Both multiplied from the narrow layer outwards, which costs least; layers are transposed before that.
+    """
     split = narrowest_hidden(weights)
-    return end_to_end([layer.T for layer in reversed(weights[split:])]), end_to_end(weights[:split])
+    outer = jax.lax.optimization_barrier([layer.T for layer in weights[split:]])
+    return reduce(product, outer), reduce(product, reversed(weights[:split]))
 
 
 @jax.custom_jvp
