@@ -12,6 +12,7 @@ import scipy.stats
 
 import lowdim_jax as ld
 from lowdim_jax import spectra
+from lowdim_jax._products import product
 
 
 def sgd(rate, alpha=1.0, beta=0.0, decay=0.0, nesterov=False):
@@ -508,3 +509,24 @@ def test_bad_input_is_named(name):
     message, call = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_product_has_the_gradients_and_hessian_of_one(x64, monkeypatch):
+    """With transposes that are written out, as on a CPU, and without, as elsewhere."""
+    rng = np.random.default_rng(0)
+    a, b, c, da, db = (rng.standard_normal(shape) for shape in ((3, 4), (4, 2), (3, 2), (3, 4), (4, 2)))
+
+    def loss(a, b):
+        return jnp.sum((product(a, b) - c) ** 2) / 2
+
+    left = a @ b - c
+    moved = da @ b + a @ db
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        gradients, images = jax.jvp(jax.grad(loss, argnums=(0, 1)), (a, b), (da, db))
+        for found, expected in zip(gradients, (left @ b.T, a.T @ left), strict=True):
+            assert np.allclose(found, expected, atol=1e-14)
+        expected = moved @ b.T + left @ db.T, da.T @ left + a.T @ moved
+        assert all(np.allclose(*pair, atol=1e-13) for pair in zip(images, expected, strict=True))
+        stacked = jax.vmap(jax.grad(loss), in_axes=(0, None))(np.stack([a, da]), b)
+        assert np.allclose(stacked[1], (da @ b - c) @ b.T, atol=1e-13)

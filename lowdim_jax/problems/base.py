@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowdim_jax._host import AnyArray
-from lowdim_jax._products import product
+from lowdim_jax._products import product, written_out
 from lowdim_jax.linalg import LowRank, as_matrix, dense, frobenius_norm
 from lowdim_jax.networks import check_fits, end_to_end, narrowest_hidden, widths
 from lowdim_jax.theory import stability
@@ -193,7 +193,7 @@ def _wide_factors(weights: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
     Both multiplied from the narrow layer outwards, which costs least; layers are transposed before that.
     """
     split = narrowest_hidden(weights)
-    outer = jax.lax.optimization_barrier([layer.T for layer in weights[split:]])
+    outer = written_out([layer.T for layer in weights[split:]])
     return reduce(product, outer), reduce(product, reversed(weights[:split]))
 
 
