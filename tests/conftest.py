@@ -1,5 +1,6 @@
 """Strict JAX settings for all tests, and float64 where a test asks for it."""
 
+import gc
 import inspect
 import os
 import sys
@@ -10,12 +11,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word fo
 import jax
 import pytest
 
-from lowdim_jax._cache import compile_quickly, optimizing
+from lowdim_jax._cache import compile_quickly, forget_programs, optimizing
 
 TIMED = any("benchmarks" in word for word in sys.argv)
 """Benchmarks are compiled as users have it."""
 if not TIMED:
     compile_quickly()  # tests run a program once: compiling is most of their time
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests start; here a fixture does it
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -35,9 +37,9 @@ def _own_cache_directory(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_dropped():
-    """Linux gives a process 65,530 memory maps, and a program takes some eight: each file drops its own."""
+    """Linux gives a process 65,530 memory maps, and a program takes some eight: dropped where there are many."""
     yield
-    jax.clear_caches()
+    forget_programs()
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +92,33 @@ def _compiled_quickly(request):
         yield
 
 
+LONG = (
+    "docs", "distributed", "theory", "sharded", "tutorials", "examples", "recovery", "figures_parsimony", "flow",
+    "window", "reduction", "nn_adapters", "figures", "nn", "figures_nonlinear",
+)  # fmt: skip
+"""Files that take longest."""
+
+
+def pytest_configure(config):
+    """Files come in the order below, not those with most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config, items):
-    """Where annotations are executed they refuse first: tests of the library's own refusals are left out."""
+    """Long files first: what is left for the end is short, and two workers come to it together.
+
+    Where annotations are executed they refuse first: tests of the library's own refusals are left out.
+    """
+    place = {f"test_{name}": k for k, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
     if config.getoption("jaxtyping_packages", None):
         refusals = [item for item in items if "pytest.raises(" in inspect.getsource(item.function)]
         config.hook.pytest_deselected(items=refusals)
         items[:] = [item for item in items if item not in refusals]
+
+
+def pytest_collection_finish():
+    """What is imported stays: looking through it for garbage, as tracing has Python do, takes a tenth of a run."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 10)

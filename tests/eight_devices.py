@@ -46,6 +46,12 @@ def network(rank, depth=3) -> Any:
     return tuple(rng.standard_normal(shape) for shape in zip(widths[1:], widths, strict=False))
 
 
+@jax.jit
+def loss_of(problem, weights):
+    """One program: without it, every operation on the mesh is one."""
+    return problem.loss(weights)
+
+
 def assert_same_run(run, reference, weights):
     np.testing.assert_allclose(run.losses, reference.losses, rtol=1e-10)
     for layer, expected in zip(weights, reference.weights, strict=True):
@@ -117,7 +123,7 @@ def test_measurements_of_ones_own_are_spread_with_their_labels():
         ld.max_learning_rate(problem, depth=3), ld.max_learning_rate(one, depth=3), rtol=1e-12
     )
     weights = ld.compress(one, depth=2, scale=0.3, rank=2)
-    np.testing.assert_allclose(problem.loss(weights), one.loss(weights), rtol=1e-12)
+    np.testing.assert_allclose(loss_of(problem, weights), one.loss(weights), rtol=1e-12)
 
 
 def test_a_step_on_a_mesh_down_and_across_sums_each_factor_over_those_who_share_it():
@@ -305,8 +311,8 @@ def test_entries_are_held_out_the_same_on_every_mesh_and_each_is_in_one_part():
         train, held = problem.split(0.25, seed=3)
         assert train.count + held.count == problem.count == len(values)
         assert 0.15 < held.count / problem.count < 0.35
-        losses.append([float(part.loss(part.place(weights)) * part.fraction) for part in (train, held)])
-        np.testing.assert_allclose(sum(losses[-1]), problem.loss(weights) * problem.fraction, rtol=1e-12)
+        losses.append([float(loss_of(part, part.place(weights))) * part.fraction for part in (train, held)])
+        np.testing.assert_allclose(sum(losses[-1]), loss_of(problem, weights) * problem.fraction, rtol=1e-12)
     np.testing.assert_allclose(losses, [losses[0]] * 3, rtol=1e-12)
     with pytest.raises(ValueError, match="leaves a part without any"):
         on_devices(2).split(1e-9)
@@ -319,9 +325,9 @@ def test_what_a_network_leaves_is_a_problem_of_the_differences():
     problem = on_devices(8, across=2).residual(weights)
     expected = np.sum((values - matrix[rows, columns]) ** 2) / 2
     nothing: Any = [0 * layer for layer in weights]
-    np.testing.assert_allclose(problem.loss(nothing) * problem.fraction, expected, rtol=1e-12)
+    np.testing.assert_allclose(loss_of(problem, nothing) * problem.fraction, expected, rtol=1e-12)
     scaled = on_devices(8, across=2).scaled(3.0)
-    np.testing.assert_allclose(scaled.loss(nothing) * scaled.fraction, 4.5 * np.sum(values**2), rtol=1e-12)
+    np.testing.assert_allclose(loss_of(scaled, nothing) * scaled.fraction, 4.5 * np.sum(values**2), rtol=1e-12)
     np.testing.assert_allclose(scaled.magnitude, 3 * np.abs(values).max(), rtol=1e-15)
 
 

@@ -11,7 +11,6 @@ def test_problems_over_eight_virtual_devices():
         **os.environ,
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is what takes the time, here by half
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     command = [sys.executable, "-m", "pytest", str(Path(__file__).with_name("eight_devices.py"))]
