@@ -1,6 +1,7 @@
 """Four devices, run by test_nn_adapters.py: collectives of a sharded model before and after it is adapted.
 
-Prints one JSON object: the collectives of each compiled program, by kind, and what was computed.
+Prints JSON, for each pattern that it is given: the collectives of each compiled program, by kind, and what
+was computed.
 """
 
 import json
@@ -57,15 +58,14 @@ def forward(graph):
     return lambda state, x: nnx.merge(graph, state)(x)
 
 
-mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-report = {}
-with jax.set_mesh(mesh):
-    model = Model(nnx.Rngs(0))
+def adapted(pattern):
+    """The collectives of a model before and after the layers that match are adapted."""
+    model, report = Model(nnx.Rngs(0)), {}
     x = jax.device_put(jax.random.normal(jax.random.key(0), (8, 16)), NamedSharding(mesh, P("data", None)))
     graph, state = nnx.split(model)
     outputs = np.asarray(model(x))
     report["plain"] = collectives(forward(graph), state, x)
-    nn.adapt(model, sys.argv[1], rank=2, depth=3, loss=loss, batch=(x,))
+    nn.adapt(model, pattern, rank=2, depth=3, loss=loss, batch=(x,))
     layers = {path[0]: layer for path, layer in nnx.iter_modules(model) if path}
     report["specs"] = {
         path: [str(factor[...].sharding.spec) for factor in (layer.delta.inward.kernel, layer.delta.outward)]
@@ -81,9 +81,17 @@ with jax.set_mesh(mesh):
     before = float(loss(model, x))
     optimizer.update(model, nnx.grad(loss, argnums=nnx.DiffState(0, nn.DeltaParam))(model, x))
     report["decrease"] = before - float(loss(model, x))
-    # Batch and positions split over both axes of the mesh, features whole: nothing has to travel.
-    layer = nn.CompressedLinear(16, 16, rank=4, rngs=nnx.Rngs(1))
-    graph, state = nnx.split(layer)
+    return report
+
+
+def compressed():
+    """Batch and positions split over both axes of the mesh, features whole: nothing has to travel."""
+    graph, state = nnx.split(nn.CompressedLinear(16, 16, rank=4, rngs=nnx.Rngs(1)))
     x = jax.device_put(jnp.ones((8, 4, 16)), NamedSharding(mesh, P("data", "model", None)))
-    report["compressed"] = collectives(forward(graph), state, x)
-print(json.dumps(report))
+    return collectives(forward(graph), state, x)
+
+
+mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+with jax.set_mesh(mesh):
+    reports = {pattern: adapted(pattern) for pattern in sys.argv[1:]}
+    print(json.dumps(reports | {"compressed": compressed()}))

@@ -17,7 +17,8 @@ TIMED = any("benchmarks" in word for word in sys.argv)
 """Benchmarks are compiled as users have it."""
 if not TIMED:
     compile_quickly()  # tests run a program once: compiling is most of their time
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that tests start; here a fixture does it
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start, too
+    jax.config.update("jax_disable_most_optimizations", True)  # pytest's plugins may have imported JAX before
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

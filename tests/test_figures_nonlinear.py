@@ -17,7 +17,7 @@ TINY = {
         "d": 12, "r": 2, "linear_steps": 200, "MLP": {"width": 96}, "conv net": {"channels": 4, "width": 16},
         "ViT": {"width": 16, "depth": 1}, "steps": 160, "records": 4,
     },
-    "nonlinear_accuracy": {"width": 48, "learning_rate": 0.05, "steps": 80, "record_every": 20, "seeds": 2},
+    "nonlinear_accuracy": {"width": 48, "learning_rate": 0.05, "steps": 100, "record_every": 25, "seeds": 2},
     "rank_accuracy": {
         "width": 48, "ranks": [1, 9], "learning_rate": 0.05, "steps": 80, "record_every": 80, "seeds": 2,
     },
@@ -64,7 +64,7 @@ def test_a_compressed_network_keeps_the_accuracy_and_a_spectral_start_has_some_a
         assert arrays[name][:, -1].min() > 0.85
     assert arrays["compressed"][:, -1].mean() > arrays["deep"][:, -1].mean() - 0.03
     assert arrays["compressed"][:, 0].min() > 0.25 > arrays["compressed_random"][:, 0].max()
-    np.testing.assert_array_equal(arrays["iteration"], [0, 20, 40, 60, 80])
+    np.testing.assert_array_equal(arrays["iteration"], [0, 25, 50, 75, 100])
 
 
 def test_a_rank_below_the_number_of_classes_costs_accuracy(made):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,13 @@ LAPACK = {
 """The only custom calls there may be: each vendor's own QR and singular value decompositions."""
 
 
+@cache
 def computations(dtype):
-    """Functions of arrays, by name, with what they are called with."""
+    """Jitted functions by name, with their arguments: each is traced once, and lowered for every platform."""
+    return [(name, jax.jit(function), arguments) for name, function, arguments in _computations(dtype)]
+
+
+def _computations(dtype):
     key = jax.random.key(0)
     values = jnp.asarray([2.0, 1.0], dtype)
     target = ld.random_target(key, (8, 8), values)
@@ -74,7 +80,7 @@ def _sampled(key, values, rule):
 def test_every_computation_lowers(dtype, platform):
     calls = set()
     for name, function, arguments in computations(dtype):
-        program = lower(jax.jit(function), platform, *arguments)
+        program = lower(function, platform, *arguments)
         assert not program.error, f"{name}: {program.error}"
         calls |= set(program.calls)
     assert calls <= LAPACK[platform]

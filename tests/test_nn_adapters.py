@@ -261,13 +261,21 @@ def square_of_outputs(model, x):
     return jnp.sum(model(x) ** 2)
 
 
-@pytest.mark.parametrize("pattern", ["up", "up|down"])
-def test_on_a_mesh_the_factors_lie_as_the_kernel_does_and_cost_no_further_collective(pattern):
-    """Four devices, `up` split by outputs, `down` by inputs (whose small sum joins the layer's own)."""
+@pytest.fixture(scope="module")
+def on_a_mesh():
+    """What four devices tell, in a process of their own: `up` split by outputs, `down` by inputs."""
     program = Path(__file__).parent / "adapters_on_a_mesh.py"
-    done = subprocess.run([sys.executable, program, pattern], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, program, "up", "up|down"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("pattern", ["up", "up|down"])
+def test_on_a_mesh_the_factors_lie_as_the_kernel_does_and_cost_no_further_collective(on_a_mesh, pattern):
+    """That of `down` is small, and joins the layer's own."""
+    report = on_a_mesh[pattern]
     lies = {"up": ["P(None, None)", "P(None, 'model')"], "down": ["P('model', None)", "P(None, None)"]}
     assert report["specs"] == {path: lies[path] for path in pattern.split("|")}
     assert report["adapted"]["counts"] == report["plain"]["counts"] == {"all-reduce": 1}
@@ -275,7 +283,10 @@ def test_on_a_mesh_the_factors_lie_as_the_kernel_does_and_cost_no_further_collec
     assert report["gradient"]["largest"] < 16 * 32 / 2  # no dense gradient travels
     assert report["same"]
     assert report["decrease"] > 0
-    assert report["compressed"]["counts"] == {}
+
+
+def test_a_compressed_layer_on_a_mesh_has_no_collective(on_a_mesh):
+    assert on_a_mesh["compressed"]["counts"] == {}
 
 
 # --- What matches, and ranks -------------------------------------------------------------------

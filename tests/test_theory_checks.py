@@ -171,12 +171,8 @@ def test_a_check_without_a_control_cannot_be_registered():
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_quick_checks_hold_in_both_precisions(dtype, tmp_path):
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "theory_checks", "run", "--dtype", dtype, "--out", str(tmp_path)]
+def test_quick_checks_hold_in_both_precisions(dtype, tmp_path, capsys):
+    command = ["run", "--dtype", dtype, "--out", str(tmp_path)]
     for name in ("surrogate", "balance-drift", "fit-times-original"):
         command += ["--only", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(command) == 0, capsys.readouterr()
