@@ -20,7 +20,7 @@ import lowdim_jax as ld
 from lowdim_jax import distributed
 from lowdim_jax._command import BAD_INPUT
 from lowdim_jax.checkpoints import Checkpoints
-from lowdim_jax.distributed import command
+from lowdim_jax.distributed import command, worker
 from lowdim_jax.distributed.shards import even_bounds, open_shards, split, synthesize, write_shards
 
 SHAPE, STEPS, TIMEOUT = (203, 60), 100, 5
@@ -214,21 +214,31 @@ def other_data(tmp_path_factory):
 @pytest.mark.parametrize(
     ("folder", "changed", "message"),
     [
-        ("data", ["--depth", 4], "was written with depth=3, now it is 4"),
-        ("data", ["--learning-rate", 0.001], "now it is 0.001"),
-        ("data", ["--alpha", 2], "was written with alpha=1.0, now it is 2.0"),
-        ("other_data", [], "was written for other data"),
+        ("data", {"depth": 4}, "was written with depth=3, now it is 4"),
+        ("data", {"learning_rate": 0.001}, "now it is 0.001"),
+        ("data", {"alpha": 2.0}, "was written with alpha=1.0, now it is 2.0"),
+        ("other_data", {}, "was written for other data"),
     ],
 )
-def test_a_run_does_not_go_on_with_other_settings_or_data(request, uninterrupted, folder, changed, message):
+def test_a_run_does_not_go_on_with_other_settings_or_data(
+    request, uninterrupted, folder, changed, message, x64
+):
+    """One process of a run, which is this one."""
     _, run = uninterrupted
     before = sorted(run.iterdir())
-    with Command("train", request.getfixturevalue(folder), run, *SETTINGS, *changed) as started:
+    given = command._parser().parse_args(["train", str(request.getfixturevalue(folder)), str(run), *SETTINGS])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        worker.train(vars(given) | {"process_id": 0, "num_processes": 1} | changed, print)
+    assert sorted(run.iterdir()) == before
+
+
+def test_a_run_that_does_not_go_on_ends_with_one_sentence(data, uninterrupted):
+    _, run = uninterrupted
+    with Command("train", data, run, *SETTINGS, "--depth", 4) as started:
         code, _, error = started.end()
     assert code == BAD_INPUT
-    assert message in error
+    assert "was written with depth=3, now it is 4" in error
     assert len(error.strip().splitlines()) == 1
-    assert sorted(run.iterdir()) == before
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_last_finite_state(data, tmp_path, x64):
