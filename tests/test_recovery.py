@@ -136,8 +136,8 @@ def test_noise_is_told_and_the_rank_chosen_without_being_asked(x64):
 
 def test_nothing_but_noise_gives_no_more_than_a_constant(x64):
     rng = np.random.default_rng(0)
-    noise = 0.5 + rng.standard_normal((40, 30))
-    problem = ld.completion(noise, rng.random((40, 30)) < 0.5)
+    noise = 0.5 + rng.standard_normal((24, 20))
+    problem = ld.completion(noise, rng.random((24, 20)) < 0.5)
     fit = ld.fit(problem)
     network = fit.weights[2] @ fit.weights[1] @ fit.weights[0]
     np.testing.assert_allclose(network, np.mean(noise[np.asarray(problem.mask)]), rtol=1e-6)
