@@ -11,14 +11,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word fo
 import jax
 import pytest
 
-from lowdim_jax._cache import compile_quickly, forget_programs, optimizing
+from lowdim_jax._cache import compile_quickly, forget_programs
 
 TIMED = any("benchmarks" in word for word in sys.argv)
 """Benchmarks are compiled as users have it."""
 if not TIMED:
     compile_quickly()  # tests run a program once: compiling is most of their time
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start, too
-    jax.config.update("jax_disable_most_optimizations", True)  # pytest's plugins may have imported JAX before
+    jax.config.update("jax_disable_most_optimizations", True)  # where a plugin of pytest imported JAX before
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -38,9 +38,9 @@ def _own_cache_directory(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_dropped():
-    """Linux gives a process 65,530 memory maps, and a program takes some eight: dropped where there are many."""
+    """Linux gives a process 65,530 memory maps, and a program takes some eight; of a file, a thousand at most."""
     yield
-    forget_programs()
+    forget_programs(45_000)
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +84,6 @@ def made(request):
             settings = small_settings(name) | request.module.TINY[name]
             results[name] = module.compute(settings), settings
     return results
-
-
-@pytest.fixture(autouse=True)
-def _compiled_quickly(request):
-    """Unoptimized, compiling takes half the time; tests marked `optimized` run for long, and opt out."""
-    with optimizing(TIMED or request.node.get_closest_marker("optimized") is not None):
-        yield
 
 
 LONG = (

@@ -30,7 +30,7 @@ print(small_flow((jnp.eye(2), jnp.eye(2))).losses)
 
 
 def test_compiled_programs_are_kept_in_the_cache_directory(tmp_path):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     subprocess.run([sys.executable, "-c", FLOW], env=environment, check=True, capture_output=True)
     # Programs of a gradient flow are among them: without host callbacks, JAX can keep those, too.
