@@ -11,7 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word fo
 import jax
 import pytest
 
-from lowdim_jax._cache import compile_quickly, forget_programs
+from lowdim_jax._cache import compile_quickly
 
 TIMED = any("benchmarks" in word for word in sys.argv)
 """Benchmarks are compiled as users have it."""
@@ -38,9 +38,10 @@ def _own_cache_directory(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_dropped():
-    """Linux gives a process 65,530 memory maps, and a program takes some eight; of a file, a thousand at most."""
+    """Linux gives a process 65,530 memory maps, and a program takes some eight: each file drops its own."""
     yield
-    forget_programs(45_000)
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
