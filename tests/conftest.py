@@ -4,12 +4,14 @@ import gc
 import inspect
 import os
 import sys
+from functools import cache
 
 # Before NumPy: threads that wait, spin. None said: as many as there are cores, as users have it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word for word in sys.argv) else "1")
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 from lowdim_jax._cache import compile_quickly
 
@@ -19,6 +21,8 @@ if not TIMED:
     compile_quickly()  # tests run a program once: compiling is most of their time
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start, too
     jax.config.update("jax_disable_most_optimizations", True)  # where a plugin of pytest imported JAX before
+    # JAX makes a context of MLIR for every program: 5 ms and a megabyte, a quarter of what a small program takes.
+    mlir.make_ir_context = cache(mlir.make_ir_context)
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -88,8 +92,8 @@ def made(request):
 
 
 LONG = (
-    "docs", "distributed", "theory", "sharded", "tutorials", "examples", "recovery", "figures_parsimony", "flow",
-    "window", "reduction", "nn_adapters", "figures", "nn", "figures_nonlinear",
+    "docs", "distributed", "theory", "sharded", "tutorials", "examples", "recovery", "figures_parsimony",
+    "flow", "window", "reduction", "nn_adapters", "figures", "nn", "figures_nonlinear",
 )  # fmt: skip
 """Files that take longest."""
 
@@ -113,7 +117,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What is imported stays: looking through it for garbage, as tracing has Python do, takes a tenth of a run."""
+    """What is imported stays: looking through it for garbage, as tracing has Python do, takes long."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 10)

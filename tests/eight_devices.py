@@ -327,7 +327,8 @@ def test_what_a_network_leaves_is_a_problem_of_the_differences():
     nothing: Any = [0 * layer for layer in weights]
     np.testing.assert_allclose(loss_of(problem, nothing) * problem.fraction, expected, rtol=1e-12)
     scaled = on_devices(8, across=2).scaled(3.0)
-    np.testing.assert_allclose(loss_of(scaled, nothing) * scaled.fraction, 4.5 * np.sum(values**2), rtol=1e-12)
+    squares = loss_of(scaled, nothing) * scaled.fraction
+    np.testing.assert_allclose(squares, 4.5 * np.sum(values**2), rtol=1e-12)
     np.testing.assert_allclose(scaled.magnitude, 3 * np.abs(values).max(), rtol=1e-15)
 
 
