@@ -21,7 +21,7 @@ if not TIMED:
     compile_quickly()  # tests run a program once: compiling is most of their time
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start, too
     jax.config.update("jax_disable_most_optimizations", True)  # where a plugin of pytest imported JAX before
-    # JAX makes a context of MLIR for every program: 5 ms and a megabyte, a quarter of what a small program takes.
+    # JAX makes a context of MLIR for every program: 5 ms and a megabyte, a quarter of what a small one takes.
     mlir.make_ir_context = cache(mlir.make_ir_context)
 
 # Several processes share a GPU: test workers, and the processes that tests start.
