@@ -5,7 +5,8 @@
 orbax work on it as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -16,7 +17,11 @@ from jaxtyping import Array, Float, Real
 
 from lowdim_jax._arrays import as_count, as_integer
 from lowdim_jax._host import AnyArray, is_traced
+from lowdim_jax._products import product
 from lowdim_jax._triplets import checked_indices
+
+NARROW = 4
+"""Width from which a CPU is faster where a product and its gradients read rows."""
 
 Weights = tuple[Float[AnyArray, "out in"], ...]
 
@@ -90,7 +95,53 @@ def end_to_end(weights: Sequence[AnyArray], /) -> Float[AnyArray, "d_L d_0"]:
            [0., 6.]], dtype=float32)
     """
     validate(weights)
-    return jnp.linalg.multi_dot(weights[::-1]) if len(weights) > 1 else weights[0]
+    if len(weights) == 1:
+        return weights[0]
+    if not is_traced(weights):
+        return jnp.linalg.multi_dot(weights[::-1])
+    dtype = jnp.result_type(*weights)
+    matrices = tuple(matrix.astype(dtype) for matrix in weights[::-1])
+    if min(map(min, map(jnp.shape, weights))) >= NARROW:
+        return _chain(product, matrices)
+    return _narrow_chain(matrices)
+
+
+def _chain(multiply: Callable, matrices: tuple[AnyArray, ...]) -> AnyArray:
+    """Their product, left to right, in the cheapest order."""
+    if len(matrices) == 1:
+        return matrices[0]
+    split = _cheapest(_sides(matrices))[1]
+    return multiply(_chain(multiply, matrices[:split]), _chain(multiply, matrices[split:]))
+
+
+def _narrow_chain(matrices: tuple[AnyArray, ...]) -> AnyArray:
+    """The same where a factor has very few columns: they are multiplied out as rows."""
+    split = _cheapest(_sides(matrices))[1]
+    left, right = matrices[:split], _chain(jax.lax.dot, matrices[split:])
+    if split == 1:
+        return jax.lax.dot(left[0], right)
+    inner = _cheapest(_sides(left))[1]
+    a, b = (_chain(jax.lax.dot, part) for part in (left[:inner], left[inner:]))
+    rows = jax.lax.dot_general(b, a, (((0,), (1,)), ((), ())))
+    return jax.lax.dot_general(rows, right, (((0,), (0,)), ((), ())))
+
+
+def _sides(matrices: Sequence[AnyArray]) -> tuple[int, ...]:
+    """Numbers of rows of all, and of columns of the last one."""
+    return (*(matrix.shape[0] for matrix in matrices), matrices[-1].shape[1])
+
+
+@cache
+def _cheapest(sides: tuple[int, ...]) -> tuple[int, int]:
+    """Operations of a product of matrices of these sides, and how many of them the last product has left."""
+    if len(sides) == 2:
+        return 0, 0
+    costs = (
+        (_cheapest(sides[: k + 1])[0] + _cheapest(sides[k:])[0] + sides[0] * sides[k] * sides[-1], -k)
+        for k in range(1, len(sides) - 1)
+    )
+    cost, split = min(costs)
+    return cost, -split
 
 
 def end_to_end_factors(
