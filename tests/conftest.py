@@ -4,14 +4,12 @@ import gc
 import inspect
 import os
 import sys
-from functools import cache
 
 # Before NumPy: threads that wait, spin. None said: as many as there are cores, as users have it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word for word in sys.argv) else "1")
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 
 from lowdim_jax._cache import compile_quickly
 
@@ -21,8 +19,6 @@ if not TIMED:
     compile_quickly()  # tests run a program once: compiling is most of their time
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes that tests start, too
     jax.config.update("jax_disable_most_optimizations", True)  # where a plugin of pytest imported JAX before
-    # JAX makes a context of MLIR for every program: 5 ms and a megabyte, a quarter of what a small one takes.
-    mlir.make_ir_context = cache(mlir.make_ir_context)
 
 # Several processes share a GPU: test workers, and the processes that tests start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
