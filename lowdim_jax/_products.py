@@ -6,14 +6,21 @@ import jax
 
 from lowdim_jax._host import AnyArray
 
+LARGE = 10_000
+"""Entries of a matrix from which on writing its transpose out takes longer than it saves."""
+
+
+def product(a: AnyArray, b: AnyArray) -> AnyArray:
+    """`A B`; gradients `G Bᵀ` and `Aᵀ G` of small matrices are products with transposes written out."""
+    return a @ b if max(a.size, b.size) >= LARGE else _product(a, b)
+
 
 @jax.custom_jvp
-def product(a: AnyArray, b: AnyArray) -> AnyArray:
-    """`A B`; its gradients `G Bᵀ` and `Aᵀ G` are products with transposes that are written out."""
+def _product(a, b):
     return a @ b
 
 
-@product.defjvp
+@_product.defjvp
 def _product_jvp(primals, tangents):
     (a, b), (da, db) = primals, tangents
     a_t, b_t = written_out((a.T, b.T))

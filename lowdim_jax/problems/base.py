@@ -15,6 +15,9 @@ from lowdim_jax.linalg import LowRank, as_matrix, dense, frobenius_norm
 from lowdim_jax.networks import check_fits, end_to_end, narrowest_hidden, widths
 from lowdim_jax.theory import stability
 
+SMALL = 40_000
+"""Entries of a dense target below which its products take no longer than those of the layers."""
+
 
 @runtime_checkable
 class Problem(Protocol):
@@ -174,9 +177,10 @@ def squared_error(target: AnyArray | LowRank, weights: Sequence[AnyArray], /) ->
     check_fits(weights, target.shape)
     if len(weights) == 1 or 2 * min(widths(weights)[1:-1]) > min(target.shape):
         return jnp.sum((end_to_end(weights) - dense(target)) ** 2)
-    a_t, b = _wide_factors(weights)
+    factored = isinstance(target, LowRank)
+    a_t, b = _wide_factors(weights, in_rows=factored or target.size < SMALL)
     a = a_t.T
-    if isinstance(target, LowRank):
+    if factored:
         a_in, b_in = target.left.T @ a, b @ target.right
         value = _error_of_factors(target, *map(jax.lax.stop_gradient, (a, b, a_in, b_in)))
         overlap = jnp.sum(a_in * (target.singular_values[:, None] * b_in.T))
@@ -187,14 +191,16 @@ def squared_error(target: AnyArray | LowRank, weights: Sequence[AnyArray], /) ->
     return value + (expanded - jax.lax.stop_gradient(expanded))
 
 
-def _wide_factors(weights: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
+def _wide_factors(weights: Sequence[AnyArray], *, in_rows: bool) -> tuple[jax.Array, jax.Array]:
     """`Aᵀ, B` of the end-to-end matrix `W = A B`, split as by `end_to_end_factors`.
 
     Both multiplied from the narrow layer outwards, which costs least; layers are transposed before that.
     """
     split = narrowest_hidden(weights)
-    outer = written_out([layer.T for layer in weights[split:]])
-    return reduce(product, outer), reduce(product, reversed(weights[:split]))
+    outer, inner = [layer.T for layer in weights[split:]], weights[:split]
+    if in_rows:
+        return reduce(product, written_out(outer)), reduce(product, reversed(inner))
+    return reduce(jnp.matmul, outer), reduce(jnp.matmul, reversed(inner))
 
 
 @jax.custom_jvp
