@@ -4,6 +4,7 @@ import gc
 import inspect
 import os
 import sys
+from contextlib import contextmanager
 
 # Before NumPy: threads that wait, spin. None said: as many as there are cores, as users have it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "0" if any("benchmarks" in word for word in sys.argv) else "1")
@@ -66,6 +67,27 @@ def dtype(request):
     """Both precisions: the default float is the one named."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@contextmanager
+def _compilations():
+    events = []
+
+    def listener(event: str, duration_secs: float, **_: str | int) -> None:
+        del duration_secs
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.fixture
+def compilations():
+    """`with compilations() as events:` lists JAX's events within, a "backend_compile" for every program."""
+    return _compilations
 
 
 def small_settings(module_name: str) -> dict:

@@ -344,7 +344,7 @@ def test_a_start_that_cannot_be_is_named(path, loss, message):
         nn.spectral_start(model, path, loss, *batch())
 
 
-def test_a_model_built_in_one_program_is_the_one_its_constructor_makes():
+def test_a_model_built_in_one_program_is_the_one_its_constructor_makes(compilations):
     """As in each of Flax's own initializers, and with random streams that go on as they would."""
 
     def make():
@@ -354,14 +354,10 @@ def test_a_model_built_in_one_program_is_the_one_its_constructor_makes():
             nn.CompressedLinear(5, 4, rank=2, rngs=nnx.Rngs(2)),
         )
 
-    programs, x = [], jnp.ones((3, 6))
-    listener = lambda name, _, **__: programs.append(name)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    x = jnp.ones((3, 6))
+    with compilations() as events:
         built = nn.build(make)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
-    assert sum("backend_compile" in name for name in programs) == 1
+    assert sum("backend_compile" in name for name in events) == 1
     made = make()
     for _ in range(2):
         assert np.allclose(built(x), made(x), atol=1e-6)

@@ -429,15 +429,10 @@ def test_a_fit_with_other_numbers_traces_nothing_again(x64, monkeypatch):
     assert len(traces) == before
 
 
-def test_the_first_fit_of_dense_data_compiles_few_programs(x64):
+def test_the_first_fit_of_dense_data_compiles_few_programs(x64, compilations):
     """Set-up is NumPy's: what is compiled is the state before the first step, the loop, and closing's two."""
-    programs = []
     problem = completion(d=23)  # a shape of its own: nothing is compiled yet
-    listener = lambda name, _, **__: programs.append(name)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as events:
         found = ld.fit(problem)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
     assert "closed" in found.message
-    assert sum("backend_compile" in name for name in programs) <= 4
+    assert sum("backend_compile" in name for name in events) <= 4

@@ -335,20 +335,15 @@ def test_gradient_flow_of_the_reduction_is_that_of_the_full_network(x64):
         np.testing.assert_allclose(lifted, layer, atol=1e-8)
 
 
-def test_a_reduction_and_its_way_back_compile_nothing(x64):
+def test_a_reduction_and_its_way_back_compile_nothing(x64, compilations):
     rng = np.random.default_rng(0)
     frames = [np.linalg.qr(rng.standard_normal(shape))[0] for shape in ((17, 13), (17, 17))]
     weights = tuple(map(jax.device_put, (0.3 * frames[0].T, 0.2 * frames[0], 0.4 * frames[1])))
     target = ld.LowRank(*map(jax.device_put, (frames[1][:, :2], np.array([2.0, 1.0]), frames[1][:, 2:4])))
-    programs = []
-    listener = lambda name, _, **__: programs.append(name)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as events:
         reduction = ld.reduce(weights, target)
         lifted = reduction.lift(reduction.layers)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
-    assert not [name for name in programs if "compile" in name]
+    assert not [name for name in events if "compile" in name]
     for layer, weight in zip(lifted, weights, strict=True):
         assert isinstance(layer, jax.Array)
         np.testing.assert_allclose(layer, weight, atol=1e-14)
